@@ -130,11 +130,8 @@ class Settings(Keys):
         Access(tokens)
         rates = tuple(of_entry(Rate, entry) for entry in self.rates)
         checks.rates(rates)
-        # The budget of [prices] is paced like the others, by what is decided, not by outcomes.
         candidate, change = self.trial()
-        pricing = self.options(
-            PricingOptions, budgets=self.budgeted(), budget_usd_per_hour=math.inf
-        )
+        pricing = self.pricing()
         placement = self.options(PlacementOptions, pricing=pricing)
         replica = self.options(
             ReplicaOptions,
@@ -161,6 +158,11 @@ class Settings(Keys):
         # Another candidate, or another share, is another change: its outcomes don't add up.
         made_of = (policy_of(self), candidate, change.share, change.holdback)
         return candidate, replace(change, name=f"{key_of(repr(made_of)):016x}"[:8])
+
+    def pricing(self) -> PricingOptions:
+        """How capacity and budgets are priced. Raises OptionRefused."""
+        # The budget of [prices] is paced like the others, by what is decided, not by outcomes.
+        return self.options(PricingOptions, budgets=self.budgeted(), budget_usd_per_hour=math.inf)
 
     def budgeted(self) -> tuple[Budget, ...]:
         """What may be spent: `[[budgets]]`, and that of `[prices]`. Raises OptionRefused."""

@@ -18,10 +18,11 @@ import numpy as np
 from scipy.stats import t as student
 
 from load.planning.events import Events
+from load.planning.figures.summary import summary
 from load.planning.questions import encoded_by, questions_of
+from load.planning.ruled import assumed_of
 from load.planning.simulating import Say, SimulateOptions, simulated
 from load.planning.site import Site
-from load.planning.summary import summary
 from load.traces.reading import TraceFile
 
 FIGURES = {
@@ -43,14 +44,21 @@ def compared(
 ) -> dict[str, Any]:
     """Both sites' figures, their differences with intervals, and their first runs in full."""
     runs: list[list[dict[str, Any]]] = [[], []]
+    assumed: list[list[str]] = []
+    by_clock = any(site.goes_by_the_clock for site in sites)  # both, or neither
     for seed in seeds:
+        options = SimulateOptions(seed=seed, by_clock=by_clock)
         for i, site in enumerate(sites):
             questions = questions_of(site.catalogue, outcomes, file, encoded_by(site.settings))
-            run = simulated(site, file, questions, Events(), SimulateOptions(seed=seed), say)
+            run = simulated(site, file, questions, Events(), options, say)
+            if len(assumed) < len(sites):
+                unsaid = assumed_of(site, file, file.trace.kinds, questions)
+                assumed.append([*site.assumed, *unsaid])
             runs[i].append(summary(run, site, quality_known=questions.quality_known))
         say(f"seed {seed}: {len(runs[1])} of {len(seeds)} pairs")
     found = {name: _pair(runs, path) for name, path in FIGURES.items()}
     return {
+        "assumed": assumed,
         "seeds": list(seeds),
         "figures": found,
         "models": [_mean_mix(one) for one in runs],

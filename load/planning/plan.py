@@ -18,6 +18,7 @@ import numpy as np
 
 from load.data import traces
 from load.planning.events import Events
+from load.planning.figures.summary import percentiles, summary
 from load.planning.inflated import dearer, slower
 from load.planning.questions import Questions
 from load.planning.search import (
@@ -32,9 +33,8 @@ from load.planning.search import (
 from load.planning.simulating import Say, SimulateOptions, simulated
 from load.planning.site import Site
 from load.planning.sizing import Sized
-from load.planning.summary import percentiles, summary
 from load.shares import percent
-from load.simulation.loop.results import Run
+from load.simulation.loop.results import Fate, Run
 from load.simulation.shocks import PoolBack, PoolLost, RegionBack, RegionLost, Shock, What
 from load.traces.made import burstier
 from load.traces.reading import TraceFile
@@ -190,7 +190,7 @@ def _sensitivity(
     def case(name: str, site: Site, file: TraceFile, events: Events | None = None) -> None:
         options = SimulateOptions(seed=search.options.seed, feedback_share=0.0, scales=False)
         run = simulated(able(site, fleet), file, questions, events or Events(), options, say)
-        ttft = percentiles(run.requests.ttft_s * 1e3, len(run.traffic))
+        ttft = percentiles(run.requests.ttft_s * 1e3, wanted_of(run))
         brief = _brief(run, site, questions)
         held = brief["within_target"] >= search.options.share
         found.append({"case": name, "held": held, "ttft_ms_p99": ttft["p99"], **brief})
@@ -211,6 +211,11 @@ def _sensitivity(
     for name, what, back in _zones(site, fleet):
         case(f"{name} lost", site, stretch, _lost(what, back, stretch))
     return found
+
+
+def wanted_of(run: Run) -> int:
+    """Requests that rules did not refuse."""
+    return len(run.traffic) - run.count(Fate.RULED_OUT)
 
 
 def busier(file: TraceFile, factor: float, seed: int) -> TraceFile:

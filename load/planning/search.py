@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from load.data.traces import Trace
 from load.planning.events import Events
+from load.planning.figures.summary import summary
 from load.planning.questions import Questions, traffic_of
 from load.planning.simulating import Say, SimulateOptions, simulated
 from load.planning.site import Site
 from load.planning.sizing import Demand, Sized, carried_per_s, demand_of, sized
-from load.planning.summary import summary
 from load.shares import percent
 from load.simulation.loop.results import Run
 from load.traces.made import Scaling, kept_of
@@ -93,7 +93,7 @@ class Search:
         traffic = traffic_of(
             self.stretch, self.questions, np.random.default_rng([self.options.seed, 1])
         )
-        self._demand = demand_of(traffic, self.site, self.questions.asked, self.questions.known)
+        self._demand = demand_of(traffic, self.site, self.questions, self.stretch.clock_s)
         self._carries = carried_per_s(self._demand, self.site)
 
     # --- the frontier
@@ -136,11 +136,15 @@ class Search:
         return sorted({own, *alone, *turning_points(self._demand, n)})
 
     def _alone(self) -> None:
-        """Models alone: the best, and by the site's own weight of cost until one is in time."""
+        """Models alone, of those that everybody may have: the best, and by the site's own weight of
+        cost until one is in time.
+        """
         quality, per_usd, _, _ = self.site.preference
         worth, usd = self._demand.worth.mean(axis=0), self._demand.usd.mean(axis=0)
+        names, may = self.site.catalogue.names, np.asarray(self._demand.may.all(axis=0))
+        all_may = {name for name, one in zip(names, may.tolist(), strict=True) if one}
         own = {p.model for p in self.site.fleet.pools if p.name not in self.site.hosted}
-        names = self.site.catalogue.names
+        own &= all_may
         best = names[int(worth.argmax())]
         if best in own:
             self.cheapest(per_usd, alone=best)
@@ -253,6 +257,7 @@ class Search:
             "quality": found["quality"],
             "usd_per_h": fleet.usd_per_h + 3600.0 * found["cost"]["hosted_usd"] / span_s,
             "joules_per_request": found["energy"]["joules_per_request"],
+            "over_budget": float(sum(run.ruled.over_budget.values())),
         }
         meets = found["within_target"] >= self.options.share
         return Point(per_usd=site.preference[1], sized=fleet, figures=figures, meets=meets)
@@ -270,6 +275,7 @@ class Search:
                 f"{machines(self.site, best.sized)}, keeps "
                 f"{percent(best.figures['within_target'])}. "
                 "More GPUs (`available`, --unlimited), a looser target, or a smaller model"
+                + self._over_budget(best)
             )
         good = [p for p in in_time if p.figures["quality"] >= (o.quality_min or 0.0)]
         if not good:
@@ -287,6 +293,11 @@ class Search:
                 f"${best.usd_per_h:.2f}/h"
             )
         return min(paid, key=self._rank), ""
+
+    def _over_budget(self, point: Point) -> str:
+        """That no GPU helps where budgets refuse."""
+        n = round(point.figures["over_budget"])
+        return f"; [[budgets]] refuse {n:,} requests of the busiest stretch" if n else ""
 
     def _rank(self, point: Point) -> tuple[float, float]:
         """Lowest first: the cheapest of the good enough, else the best of the affordable."""
@@ -416,12 +427,13 @@ def stretch_of(file: TraceFile, seconds: float) -> TraceFile:
     begin_s = min(max(0.0, busiest_s + 30.0 - seconds / 2.0), span_s - seconds)
     wanted = Scaling(begin_s=begin_s, end_s=begin_s + seconds)
     part = trace.between(wanted.begin_s, end_s=wanted.end_s)
-    return file.with_trace(part, kept_of(trace, wanted))
+    return file.with_trace(part, kept_of(trace, wanted), from_s=begin_s)
 
 
 def turning_points(demand: Demand, n: int) -> list[float]:
     """Weights of cost from where quality alone counts to where the cheapest takes nearly all."""
-    best, cheap = demand.worth.argmax(axis=1), demand.usd.argmin(axis=1)
+    none = demand.barred
+    best, cheap = (demand.worth + none).argmax(axis=1), (demand.usd - none).argmin(axis=1)
     rows = np.arange(len(best))
     more = demand.worth[rows, best] - demand.worth[rows, cheap]
     usd = demand.usd[rows, best] - demand.usd[rows, cheap]

@@ -11,22 +11,26 @@ average, or with nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from infra.autoscaling.contract import Observed, Plan, Scaler
 from infra.autoscaling.live.site_scaling import planner_options
 from infra.autoscaling.planner import Planner
+from load.data.kinds import Kind
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.errors import TraceRefused
 from load.planning.events import Events, surged
+from load.planning.figures.totals import Totals
 from load.planning.questions import Questions, traffic_of
+from load.planning.ruled import ruleset_of
 from load.planning.site import Site
-from load.planning.totals import Totals
 from load.simulation.loop.results import Happened, Run
+from load.simulation.machines.fleet import UNIX_MS
 from load.simulation.simulation import SimulationOptions, simulate, simulate_parts
 from load.simulation.warm_start import learned_state
 from load.traces.parts import TraceParts
@@ -51,6 +55,15 @@ class SimulateOptions:
     warm: bool = True  # routers have served before
     scales: bool | None = None  # None: as the settings say
     means: Mapping[str, float] | None = None  # of a snapshot: what each model was worth
+    by_clock: bool | None = None  # as the trace has it; None: where rules or budgets go by it
+
+
+class Clocked(Protocol):
+    """A trace, whole or in parts."""
+
+    @property
+    def clock_s(self) -> float:
+        """Unix time of its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +118,9 @@ def simulated(
         site.fleet,
         site.catalogue,
         Watched(_scaler(site, questions, options), float(file.trace.at_s[-1]), say),
-        _options(site, questions, options),
+        _options(site, questions, options, file, file.trace.kinds),
         events.shocks,
-        start=_start(site, questions, events, options),
+        start=_start(site, questions, events, options, _began_ms(site, options, file)),
     )
 
 
@@ -123,7 +136,7 @@ def added_up(
 
     Raises TraceRefused where events leave nobody: nothing could be said of answers.
     """
-    how = _options(site, questions, options)
+    how = _options(site, questions, options, parts, parts.kinds)
     totals = Totals(site, site.target, parts.span_s + how.tail_s)
     done = simulate_parts(
         _traffic(parts, questions, events, options.seed),
@@ -134,7 +147,7 @@ def added_up(
         how,
         events.shocks,
         totals.add,
-        start=_start(site, questions, events, options),
+        start=_start(site, questions, events, options, how.began_ms),
     )
     if not done.n_requests:
         raise TraceRefused(parts.name, "", "has no request left: events of `load` are 0 all along")
@@ -153,17 +166,32 @@ def _traffic(
         yield traffic_of(file, questions, asked)
 
 
-def _options(site: Site, questions: Questions, options: SimulateOptions) -> SimulationOptions:
+def _options(
+    site: Site,
+    questions: Questions,
+    options: SimulateOptions,
+    trace: Clocked,
+    kinds: Sequence[Kind],
+) -> SimulationOptions:
     return SimulationOptions(
         target=site.target,
         preference=site.preference,
         policy=site.policy,
-        placement=site.placement,
+        placement=replace(site.placement, pricing=site.pricing),
         routers=site.routers,
         feedback_share=options.feedback_share,
         judged=questions.quality_known,
+        ruleset=ruleset_of(site, kinds, questions),
+        guard=site.guard,
+        began_ms=_began_ms(site, options, trace),
         seed=options.seed,
     )
+
+
+def _began_ms(site: Site, options: SimulateOptions, trace: Clocked) -> int:
+    """By the trace's clock, where it matters; else all traces begin at one time."""
+    by_clock = site.goes_by_the_clock if options.by_clock is None else options.by_clock
+    return round(1e3 * trace.clock_s) if by_clock else UNIX_MS
 
 
 def _scaler(site: Site, questions: Questions, options: SimulateOptions) -> Scaler:
@@ -193,7 +221,7 @@ def _value_usd(site: Site) -> float:
 
 
 def _start(
-    site: Site, questions: Questions, events: Events, options: SimulateOptions
+    site: Site, questions: Questions, events: Events, options: SimulateOptions, began_ms: int
 ) -> Callable[[], State | None]:
     """What routers know to begin with; nothing of models that come later."""
     known = questions.known
@@ -202,7 +230,7 @@ def _start(
     if known is None or not options.warm:
         return lambda: None
     models = [name for name in known.models if name not in events.newcomers]
-    return lambda: learned_state(questions.asked, known.only(models), site.catalogue)
+    return lambda: learned_state(questions.asked, known.only(models), site.catalogue, began_ms)
 
 
 def _of_means(asked: OutcomeTable, means: Mapping[str, float]) -> OutcomeTable:

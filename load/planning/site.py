@@ -10,7 +10,7 @@ The one rule: what is not the site's own statement is said in `assumed`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,15 +18,19 @@ from infra.capacity.fleet import Emulation, Fleet, GpuType, PoolPlan
 from infra.capacity.latency_target import LatencyTarget
 from infra.emulator.performance import WITHOUT_END, Performance
 from infra.emulator.power import Power
+from infra.settings import checks
 from infra.settings.fleet_plans import fleet_of
 from infra.settings.model import Settings
 from infra.settings.policies import policy_of
 from learners.criticality import Criticality
+from learners.novelty import GuardOptions
 from learners.policies.policy import Policy
 from serve.routing.catalogue import Catalogue, Model
 from serve.routing.placement import PlacementOptions
-from serve.routing.request import PreferenceDefaults
+from serve.routing.request import PreferenceDefaults, usual_of
+from serve.rules.rule import Rule
 from streams.errors import OptionRefused
+from streams.training.prices import PricingOptions
 
 # Of a hosted model's stated latency, until the first token; the rest is its tokens, evenly.
 FIRST_TOKEN_SHARE = 0.2
@@ -61,7 +65,10 @@ class Site:
     target: LatencyTarget
     preference: tuple[float, float, float, float]  # weights: quality, US dollars, seconds, kJ
     policy: Policy
-    placement: PlacementOptions
+    placement: PlacementOptions  # without budgets
+    pricing: PricingOptions  # with them
+    rules: tuple[Rule, ...]
+    guard: GuardOptions
     routers: int
     scales: bool  # whether its settings have the fleet follow demand
     settings: Settings
@@ -71,6 +78,18 @@ class Site:
     def hosted(self) -> frozenset[str]:
         """Pools that run on somebody else's machines."""
         return frozenset(p.name for p in self.fleet.pools if p.gpu == HOSTED)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Of requests that state none, by `[preference]`."""
+        usually = dict(usual_of(self.settings.options(PreferenceDefaults)))
+        del usually["weights"]
+        return usually
+
+    @property
+    def goes_by_the_clock(self) -> bool:
+        """Whether it matters which hour of which day it is."""
+        return bool(self.rules or self.pricing.budgets)
 
     @property
     def servers(self) -> dict[str, int]:
@@ -127,7 +146,8 @@ def site_of(
         if model.name not in served
     ]
     gpus = fleet.gpus + ((HOSTED,) if any(plan.gpu == HOSTED for plan in plans) else ())
-    wanted = settings.options(PreferenceDefaults)
+    wanted, guard = settings.options(PreferenceDefaults), settings.options(GuardOptions)
+    checks.guard(settings)
     return Site(
         fleet=Fleet(gpus=gpus, pools=tuple(replace(plan, target=target) for plan in plans)),
         catalogue=_catalogue(stated, plans, target),
@@ -135,23 +155,14 @@ def site_of(
         preference=(wanted.quality, wanted.cost, wanted.latency, wanted.energy),
         policy=policy_of(settings),
         placement=settings.options(PlacementOptions),
+        pricing=settings.pricing(),
+        rules=settings.ruled(),
+        guard=guard,
         routers=settings.stated("router.replicas"),
         scales=settings.scaling().enabled,
         settings=settings,
-        assumed=(*assumed, *_left_out(settings)),
+        assumed=tuple(assumed),
     )
-
-
-def _left_out(settings: Settings) -> Iterator[str]:
-    """What goes by more than a trace says of requests."""
-    parts = {
-        "[[rules]]": bool(settings.rules),
-        "[[budgets]]": bool(settings.budgets),
-        "[guard]": bool(settings.stated("guard.model")),
-    }
-    for part, is_stated in parts.items():
-        if is_stated:
-            yield f"{part} of the settings: left out, a trace says too little of requests"
 
 
 def _simulated(entry: Any, learned: Collection[str], assumed: list[str]) -> Any:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 
@@ -61,5 +62,6 @@ def _within(found: Any, key: str) -> Any:
         return found[key]
     for name, value in found.items():
         if key.startswith(name + ".") and isinstance(value, Mapping | list):
-            return _within(value, key[len(name) + 1 :])
+            with suppress(KeyError):  # it may be a longer name's: `a.b` beside `a`
+                return _within(value, key[len(name) + 1 :])
     raise KeyError(key)

@@ -12,6 +12,7 @@ from typing import Any
 
 from load.report import charts
 from load.report.figures import Shown, table
+from load.report.refusals import refusals
 from load.shares import part, percent
 
 Found = Mapping[str, Any]
@@ -163,6 +164,10 @@ def _alarms(found: Found) -> str:
     run = found.get("verified") or found
     fates = [fate for fate in ("refused", "lost", "unfinished") if run.get(fate)]
     said += [f"{run[fate]:,} requests were {fate}" for fate in fates]
+    if run.get("ruled_out"):
+        said.append(
+            f"{run['ruled_out']:,} more are ruled out: no figure but their number counts them"
+        )
     words = run.get("failed_said") or {}
     said += [
         f"{n:,} of them: {': '.join(filter(None, (why, words.get(why))))}"
@@ -189,6 +194,7 @@ def sections(found: Found, shown: Shown) -> Iterator[str]:
         yield _percentiles(run, shown, at)
     if run.get("models"):
         yield from _mix(run, shown, at)
+    yield from refusals(run, shown, at)
     yield _events(found)
     yield _assumed(found)
 

@@ -21,20 +21,24 @@ import numpy as np
 from infra.autoscaling.contract import Scaler
 from infra.capacity.fleet import Fleet
 from infra.capacity.latency_target import LatencyTarget
+from learners.novelty import GuardOptions
 from learners.policies.policy import Policy, default_policy
 from load.data.table_contexts import contexts_of, encoder_of
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
-from load.simulation.loop.answers import Ledger
+from load.simulation.loop.answers import Ledger, Report
 from load.simulation.loop.arrivals import Arrivals
+from load.simulation.loop.asking import Asking, RuledAsking, Ruler, Ruleset
+from load.simulation.loop.bills import Bill, Bills
 from load.simulation.loop.dispatch import Dispatch
 from load.simulation.loop.mail import Mail
 from load.simulation.loop.results import Answers, Happened
-from load.simulation.loop.router import Asking, VirtualRouter
+from load.simulation.loop.router import VirtualRouter
+from load.simulation.loop.rulings import Rulings
 from load.simulation.loop.split import Split
 from load.simulation.loop.telemetry import VirtualTelemetry
 from load.simulation.loop.trainer import VirtualTrainer, blind
-from load.simulation.machines.fleet import VirtualFleet, unix_ms
+from load.simulation.machines.fleet import UNIX_MS, VirtualFleet, unix_ms
 from load.simulation.machines.offered import NOBODY, Lost
 from load.simulation.observer import Series, observed, repriced
 from load.simulation.shocks import (
@@ -54,17 +58,18 @@ from load.simulation.shocks import (
 )
 from serve.routing.catalogue import Catalogue
 from serve.routing.chooser import Chooser
-from serve.routing.live import Live
+from serve.routing.live import Live, LiveOptions
 from serve.routing.placement import PlacementOptions
 from streams.feedback.ticket import KEY_BYTES, Issuer, Sealer
 from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
-from streams.telemetry.records import AnyTelemetry
+from streams.telemetry.records import AnyTelemetry, EndedReplica
 from streams.telemetry.window import Reporter
 from streams.training.state import State
 from streams.training.trainer import TrainerOptions
 
 Ended = Callable[[Traffic, Answers], None]  # takes requests whose fate is known, in their order
+OPENING_S = (-2.0, -1.0, 0.0)  # when routers first report, before the first request
 TICKET_KEY = bytes(KEY_BYTES)  # nobody has to be kept from a simulation's tickets
 
 
@@ -90,6 +95,11 @@ class SimulationOptions:
     # every `telemetry_s`, so a smaller batch would know hardly more, and costs more to decide.
     tick_s: float = 0.5
     tick_requests: int = 256
+    # Of requests that say something, or that rules, limits or the guard are for; None: they are
+    # plain, and views of what was learned leave out what only others need.
+    ruleset: Ruleset | None = None
+    guard: GuardOptions = field(default_factory=GuardOptions)
+    began_ms: int = UNIX_MS  # Unix time of its beginning: budgets and rules go by the clock
     tail_s: float = 60.0  # after the last arrival, so that late answers come to their end
     seed: int = 0
 
@@ -129,17 +139,19 @@ class Simulation:
             options.publish_s,
             self._now_ms,
             start,
+            LiveOptions(guard=options.guard),
             keep_log=storage is not None,
+            plain_requests=options.ruleset is None,
         )
-        self._fleet = VirtualFleet(fleet, options.target, machines)
+        self._fleet = VirtualFleet(fleet, options.target, machines, began_ms=options.began_ms)
         self._ledger = Ledger(arrivals, table, catalogue, judged=options.judged)
         self._ledger.hold()
         self._dispatch = Dispatch(arrivals, catalogue, self._fleet, self._ledger, dispatch)
         self._telemetry = VirtualTelemetry(self._log, noise)
-        self._asking = Asking(
-            arrivals=arrivals,
-            criticality=np.array(arrivals.held.criticality, np.int8),
-            preference=options.preference,
+        self._asking = _asking(arrivals, options)
+        self._rulings, self._bills = (
+            Rulings(options.placement),
+            Bills(options.placement, catalogue),
         )
         self._split = None
         if not options.router_priced:
@@ -149,9 +161,13 @@ class Simulation:
         self._series = Series(self._fleet)
         self._again: list[int] = []  # to be routed again: their replica was lost
         self._telemetry_at_s, self._scale_at_s = options.telemetry_s, options.scale_s
-        self._feedback_at_s, self._mail = options.feedback_s, Mail()
+        self._feedback_at_s, self._mail = options.feedback_s, Mail[Report]()
+        self._billing = Mail[Bill]()
+        self._ended_routers: list[EndedReplica] = []  # that have not been told of yet
         self._n_ticks = 0
         self._live = self._view()
+        if options.placement.pricing.budgets:
+            self._open_accounts()
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +176,7 @@ class Simulation:
         self._trainer.close()
 
     def _now_ms(self) -> int:
-        return unix_ms(self._now_s)
+        return unix_ms(self._now_s, self._options.began_ms)
 
     # --- time
 
@@ -181,7 +197,9 @@ class Simulation:
         if len(numbers):
             self._ask(numbers)
         self._n_asked, self._now_s = n_asked, to_s
-        self._ledger.answered(self._fleet.advance(to_s), self._routers[0])
+        answered = self._fleet.advance(to_s)
+        self._ledger.answered(answered, self._routers[0])
+        self._bills.answered(answered, self._arrivals, self._ledger)
         self._do_what_is_due()
 
     def _until(self) -> tuple[int, float]:
@@ -236,8 +254,14 @@ class Simulation:
         """Decide for requests, and send them on."""
         self._n_ticks += 1
         router, now_ms = self._routers[self._n_ticks % len(self._routers)], self._now_ms()
-        decisions = router.choose(numbers, self._live, now_ms)
-        choices = decisions.choices
+        chosen = router.choose(numbers, self._live, now_ms)
+        asked, decisions = chosen.asked, chosen.decisions
+        self._rulings.asked(asked)
+        self._ledger.ruled_out(asked.refused)
+        if decisions is None:
+            return
+        numbers, choices = asked.numbers, decisions.choices
+        self._rulings.decided(decisions)
         goes = choices.fits & ~choices.shed
         chance = self._routing.random(len(numbers))
         reporting = np.flatnonzero(goes & (chance < self._options.feedback_share))
@@ -245,21 +269,22 @@ class Simulation:
         if len(reporting):
             tickets = dict(zip(reporting.tolist(), router.seal(decisions[reporting]), strict=True))
         self._dispatch.send(numbers, choices, self._live, tickets, self._now_s)
+        self._bills.decided(numbers, decisions, tickets)
 
     def _set_routers(self, n: int) -> None:
-        """Have so many routers, one at least. What a leaving one has not reported is lost."""
+        """Have so many routers, one at least. What a leaving one has not reported is lost, but for
+        what it spent of budgets.
+        """
+        for leaving in self._routers[max(1, n) :]:
+            self._ended_routers += leaving.end(self._now_ms())
         del self._routers[max(1, n) :]
         while len(self._routers) < n:
-            rng = self._routing.spawn(1)[0]
+            rng, options = self._routing.spawn(1)[0], self._options
+            issuer = Issuer(int(rng.integers(1 << 56)))
+            reporter = Reporter(rng.bytes(8).hex(), self._now_ms())
+            chooser = Chooser(options.policy, options.placement, rng, source=reporter.source)
             self._routers.append(
-                VirtualRouter(
-                    self._asking,
-                    Chooser(self._options.policy, self._options.placement, rng),
-                    self._sealer,
-                    Issuer(int(rng.integers(1 << 56))),
-                    Reporter(rng.bytes(8).hex(), self._now_ms()),
-                    self._split,
-                )
+                VirtualRouter(self._asking, chooser, self._sealer, issuer, reporter, self._split)
             )
 
     def _view(self) -> Live:
@@ -268,21 +293,39 @@ class Simulation:
 
     # --- telemetry, learning
 
-    def _report(self) -> None:
-        """A window ends: everybody reports, the trainer learns, routers see it."""
+    def _open_accounts(self) -> None:
+        """Routers say that they are there, and get their first slices of budgets: a site that has
+        served before has them. What one record says is in the accounts when the next one comes.
+        """
+        for self._now_s in OPENING_S:
+            self._telemetry.send(self._router_records(), self._now_s)
+            self._trainer.step()
+        self._live = self._view()
+
+    def _router_records(self) -> list[AnyTelemetry]:
         now_ms, decision_s = self._now_ms(), self._options.decision_s
-        records: list[AnyTelemetry] = [
+        ended, self._ended_routers = self._ended_routers, []
+        return [
             record
             for router in self._routers
-            for record in router.records(self._live, decision_s, now_ms)
+            for record in router.records(
+                self._live, decision_s, now_ms, ended if router is self._routers[0] else ()
+            )
         ]
-        self._telemetry.send([*records, *self._fleet.reports(self._now_s)], self._now_s)
+
+    def _report(self) -> None:
+        """A window ends: everybody reports, the trainer learns, routers see it."""
+        records = [*self._router_records(), *self._fleet.reports(self._now_s)]
+        self._telemetry.send(records, self._now_s)
         if self._now_s >= self._feedback_at_s:
             self._feedback_at_s += self._options.feedback_s
             self._mail.send(self._ledger.take_reports(), self._now_s)
             self._log.append(FEEDBACK, self._mail.arrived(self._now_s))
+        self._billing.send(self._bills.take(), self._now_s)
+        self._trainer.settle(self._billing.arrived(self._now_s))
         self._trainer.step()
         self._live = self._view()
+        self._rulings.note(self._live.prices.accounts)
 
     # --- scaling
 
@@ -337,9 +380,11 @@ class Simulation:
             case Drifted():
                 self._ledger.drift(what.model, what.quality_times)
             case FeedbackLate():
-                self._mail.late(until_s=now_s + what.for_s, late_s=what.late_s)
+                for mail in (self._mail, self._billing):
+                    mail.late(until_s=now_s + what.for_s, late_s=what.late_s)
             case FeedbackAway():
-                self._mail.away(until_s=now_s + what.for_s)
+                for mail in (self._mail, self._billing):
+                    mail.away(until_s=now_s + what.for_s)
             case Silent():
                 self._telemetry.silence(until_s=now_s + what.for_s)
             case Garbled():
@@ -359,5 +404,17 @@ class Simulation:
             joules=self._fleet.joules,
             replica_changes=self._fleet.changes,
             end_s=self._end_s,
+            ended_ms=self._now_ms(),
+            ruled=self._rulings.result(),
             cpu_s=cpu_s,
         )
+
+
+def _asking(arrivals: Arrivals, options: SimulationOptions) -> Asking | RuledAsking:
+    if options.ruleset is not None:
+        return RuledAsking(arrivals=arrivals, ruler=Ruler(options.ruleset, options.preference))
+    return Asking(
+        arrivals=arrivals,
+        criticality=np.array(arrivals.held.criticality, np.int8),
+        preference=options.preference,
+    )

@@ -38,12 +38,16 @@ def halves(table: OutcomeTable) -> tuple[OutcomeTable, OutcomeTable]:
     return table.take(rows[::2]), table.take(rows[1::2])
 
 
-def learned_state(asked: OutcomeTable, known: OutcomeTable, catalogue: Catalogue) -> State:
-    """What there is to know to begin with, of contexts as the asked rows' are made."""
+def learned_state(
+    asked: OutcomeTable, known: OutcomeTable, catalogue: Catalogue, began_ms: int = UNIX_MS
+) -> State:
+    """What there is to know to begin with, of contexts as the asked rows' are made: all of it was
+    learned before a simulation that begins at this time.
+    """
     learned = Learned(MemoryOptions())
     contexts = _contexts(asked, known)
     for column, model in enumerate(known.models):
-        learned.update(_outcomes(known, column, model, contexts, catalogue))
+        learned.update(_outcomes(known, column, model, contexts, catalogue, began_ms))
     return State(encoder_of(asked), learned)
 
 
@@ -66,7 +70,12 @@ def _contexts(asked: OutcomeTable, known: OutcomeTable) -> Contexts:
 
 
 def _outcomes(
-    known: OutcomeTable, column: int, model: str, contexts: Contexts, catalogue: Catalogue
+    known: OutcomeTable,
+    column: int,
+    model: str,
+    contexts: Contexts,
+    catalogue: Catalogue,
+    began_ms: int,
 ) -> Outcomes:
     """One model's outcomes; costs as stated, answers as long as stated, latency not reported."""
     n = len(known)
@@ -83,7 +92,7 @@ def _outcomes(
     return Outcomes(
         issuers=np.full(n, key_of(model), np.uint64),
         sequences=np.arange(n, dtype=np.uint64),
-        decided_at_ms=np.full(n, UNIX_MS - AGO_MS),
+        decided_at_ms=np.full(n, began_ms - AGO_MS),
         models=np.full(n, key_of(model), np.uint64),
         pools=np.full(n, key_of("before"), np.uint64),
         tenant_hashes=np.full(n, hash_of(b""), np.uint8),

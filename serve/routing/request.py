@@ -290,14 +290,14 @@ def read_request(
         given[_KEPT_AS.get(name, name)] = _CHECKS[name](name, value)
     if given.get("deadline_unix_ms", math.inf) > latest_ms:
         given["deadline_unix_ms"] = int(latest_ms)
-    usual = _usual(defaults)
+    usual = usual_of(defaults)
     if (said := given.get("preference")) is not None:
         given["weights"] = _weights(said, defaults)
     return RouteInput.of({**usual, **given})
 
 
 @lru_cache(maxsize=16)
-def _usual(defaults: PreferenceDefaults) -> Mapping[str, Any]:
+def usual_of(defaults: PreferenceDefaults) -> Mapping[str, Any]:
     """What the settings say of requests that do not: their weights, and limits if any."""
     stated = {name: getattr(defaults, name) for name in LIMITS}
     limits = {name: limit for name, limit in stated.items() if limit != COLUMNS[name].unsaid}

@@ -9,11 +9,11 @@ from infra.settings.settings import read_settings
 from load.data import traces
 from load.errors import TraceRefused
 from load.planning.events import Events, Surge
+from load.planning.figures.summary import percentiles, summary, summed_up
+from load.planning.figures.totals import COARSE, FINE, Times
 from load.planning.questions import questions_of
 from load.planning.simulating import SimulateOptions, added_up, simulated
 from load.planning.site import site_of
-from load.planning.summary import percentiles, summary, summed_up
-from load.planning.totals import COARSE, FINE, Times
 from load.simulation.loop.arrivals import Arrivals
 from load.traces.made import Scaling
 from load.traces.parts import TraceParts

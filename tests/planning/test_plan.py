@@ -508,7 +508,7 @@ def test_no_more_servers_are_planned_than_run_already(real):
     file = TraceFile(trace=trace, format="plain", rows=200)
     questions = questions_of(site.catalogue, None, file)
     traffic = traffic_of(file, questions, np.random.default_rng(0))
-    demand = demand_of(traffic, site, questions.asked, questions.known)
+    demand = demand_of(traffic, site, questions, file.clock_s)
     found = sized(demand, site.with_cost_weight(0.0), filled=0.05, unlimited=True)
 
     assert found.replicas["running"] == 2

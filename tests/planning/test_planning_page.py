@@ -36,6 +36,10 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch):
     (tmp_path / "site.toml").write_text((ROOT / "infra" / "example-fleet.toml").read_text())
     (events,) = re.findall(r"^```toml\n(\[\[events.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "events.toml").write_text(events)
+    (rules,) = re.findall(r"^```toml\n(\[\[rules.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "ruled.toml").write_text((tmp_path / "site.toml").read_text() + rules)
+    (monday,) = re.findall(r"^```text\n(arrival_s.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "monday.csv").write_text(monday)
     for command in COMMANDS:
         done = CliRunner().invoke(app, shlex.split(command)[1:])
         assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"

@@ -15,10 +15,10 @@ from planned_site import SETTINGS
 from infra.settings.settings import read_settings
 from load.data.traces import Trace, azure
 from load.planning.events import Events
+from load.planning.figures.summary import summary
 from load.planning.questions import questions_of
 from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import site_of
-from load.planning.summary import summary
 from load.replay.measured import Measured, Phase
 from load.replay.player import TargetOptions
 from load.replay.replay import ReplayOptions, _figures

@@ -24,12 +24,12 @@ from load.data import tables
 from load.data.traces import Trace, azure
 from load.errors import EventRefused, SnapshotMissing, TableRefused, TraceRefused
 from load.planning.events import Events, read_events, surged
+from load.planning.figures.summary import percentiles, summary
 from load.planning.inflated import slower
 from load.planning.questions import questions_of
 from load.planning.simulating import Fixed, SimulateOptions, Watched, simulated
 from load.planning.site import LearnedServers, site_of
 from load.planning.snapshot import means_of, servers_of
-from load.planning.summary import percentiles, summary
 from load.simulation.loop.mail import Mail
 from load.simulation.loop.telemetry import VirtualTelemetry
 from load.simulation.shocks import PoolBack, RegionBack
@@ -118,17 +118,6 @@ def test_a_real_pool_is_emulated_and_a_model_without_gpus_is_hosted(site):
     assert site.hosted == {"qwen3-32b"}
     assert any("small-us runs as" in text for text in site.assumed)
     assert any("qwen3-32b is hosted" in text for text in site.assumed)
-
-
-def test_what_a_trace_says_too_little_for_is_left_out_and_said(settings_path, tmp_path):
-    """
-    Rules were taken to hold; nobody asked them.
-    """
-    path = tmp_path / "fairlead.toml"
-    rule = '[[rules]]\nname = "never"\ndeny = ["qwen3-32b"]\n'
-    path.write_text(f'{settings_path.read_text()}{rule}[guard]\nmodel = "qwen3-32b"\n')
-    said = [text for text in site_of(read_settings(path)).assumed if "left out" in text]
-    assert [text.split(maxsplit=1)[0] for text in said] == ["[[rules]]", "[guard]"]
 
 
 def test_all_pools_are_slower_where_service_times_are_longer(site):

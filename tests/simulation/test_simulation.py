@@ -32,7 +32,8 @@ from learners.estimates import ema
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.policies.greedy import Greedy
 from learners.targets import Target
-from load.simulation.loop import router
+from load.data.kinds import Kind
+from load.simulation.loop import asking
 from load.simulation.loop.remembered import Remembered
 from load.simulation.loop.results import Fate, Run
 from load.simulation.loop.trainer import VirtualTrainer
@@ -625,8 +626,10 @@ def test_highest_class_waits_behind_nobody_of_a_lower_one(flood):
         2030,
         at_s=at_s[order],
         classes=np.repeat([0, 1], [2000, 30])[order],
-        class_names=("flood", "urgent"),
-        criticality=(flood, Criticality.CRITICAL_PLUS),
+        kinds=(
+            Kind(tenant="flood", criticality=flood),
+            Kind(tenant="urgent", criticality=Criticality.CRITICAL_PLUS),
+        ),
     )
 
     found = run(asked, fleet(pool("small-h100")))
@@ -883,9 +886,9 @@ def test_what_all_requests_have_in_common_can_be_changed_by_nobody():
     """
     It is handed out again, to every router: what one wrote there others would be asked.
     """
-    columns = router._same((1.0, 2.0, 3.0, 4.0), 3, 8)
+    columns = asking._same((1.0, 2.0, 3.0, 4.0), 3, 8)
 
-    assert router._same((1.0, 2.0, 3.0, 4.0), 3, 8) is columns
+    assert asking._same((1.0, 2.0, 3.0, 4.0), 3, 8) is columns
     for name, column in columns.items():
         with pytest.raises(ValueError, match="read-only"):
             column[0] = 0

@@ -71,6 +71,7 @@ ELSEWHERE = {
     "fairlead traces make flash --requests-per-s 5 --seconds 1800 --flash-times 5"
     " --out flash.parquet": PLANNING,
     "fairlead simulate flash.parquet --settings site.toml --events events.toml --to-s 60": PLANNING,
+    "fairlead simulate monday.csv --settings ruled.toml": PLANNING,
     "fairlead plan azure --settings site.toml --from-s 1560 --to-s 1620 --stretch-s 30 --points 1"
     " --target-ttft-ms 2000 --target-tpot-ms 100 --share 0.98 --out planned.toml"
     " --report plan.html": PLANNING,

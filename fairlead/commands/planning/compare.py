@@ -103,7 +103,6 @@ def _simulated(
     load_kernels()
     return {
         "trace": about(file),
-        "assumed": [list(site.assumed) for site in sites],
         **compared(sites, file, outcomes, range(first, first + seeds), progress),
     }
 

@@ -152,10 +152,12 @@ def _planned(
 ) -> tuple[dict[str, Any], tuple[Sized, float] | None]:
     """The answer as JSON; the fleet and its weight of cost, where there is one."""
     from fairlead.commands.planning.trace_options import trace_of
+    from load.planning.figures.summary import target_of
     from load.planning.plan import plan as planned
     from load.planning.questions import encoded_by, questions_of
+    from load.planning.ruled import assumed_of
     from load.planning.search import PlanOptions
-    from load.planning.summary import target_of
+    from load.planning.sizing import left_to_simulation
 
     file = trace_of(trace, stretch)
     questions = questions_of(site.catalogue, outcomes, file, encoded_by(site.settings))
@@ -172,7 +174,11 @@ def _planned(
         "trace": about(file),
         "outcomes": questions.source or None,
         "seed": stretch.seed,
-        "assumed": list(site.assumed),
+        "assumed": [
+            *site.assumed,
+            *assumed_of(site, file, file.trace.kinds, questions),
+            *left_to_simulation(site),
+        ],
         "target": target_of(site.target),
         **answer,
     }

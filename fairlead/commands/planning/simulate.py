@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from infra.settings.settings import Settings
     from load.traces.parts import TraceParts
 
+SHOWN = 8  # values of a field, on a terminal
 OutcomesOption = Annotated[
     Path | None,
     typer.Option(help="An outcome table (Parquet, CSV, JSON lines): answers have its quality."),
@@ -77,11 +79,12 @@ def simulate(
     with only_json(as_json) as emit:
         from fairlead.commands.planning.trace_options import parts_of
         from load.planning.events import Events, read_events
+        from load.planning.figures.summary import summed_up
         from load.planning.questions import encoded_by, questions_of
+        from load.planning.ruled import assumed_of
         from load.planning.simulating import SimulateOptions, added_up
         from load.planning.site import site_of
         from load.planning.snapshot import means_of, servers_of
-        from load.planning.summary import summed_up
 
         refuse_overwriting([trace, settings or DEFAULT, outcomes, events], *pages(report))
         stated = settings_of(settings)
@@ -106,7 +109,11 @@ def simulate(
             "trace": about_parts(parts),
             "outcomes": questions.source or None,
             "seed": seed,
-            "assumed": [*site.assumed, *happening.late(parts.span_s)],
+            "assumed": [
+                *site.assumed,
+                *assumed_of(site, parts, parts.kinds, questions),
+                *happening.late(parts.span_s),
+            ],
             "events": [dict(event) for event in happening.listed],
             **summed_up(run, totals, site, quality_known=questions.quality_known),
         }
@@ -166,7 +173,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     gpus = ", ".join(f"{n} {name}" for name, n in own.items())
     return [
         f"requests       {found['requests']:,}: {found['finished']:,} finished, "
-        f"{found['refused']:,} refused, {found['lost']:,} lost, {found['unfinished']:,} unfinished",
+        f"{found['refused']:,} refused, {found['lost']:,} lost, {found['unfinished']:,} unfinished"
+        + (f", {found['ruled_out']:,} ruled out" if found["ruled_out"] else ""),
         f"within target  {percent(found['within_target'])} ({target_in_words(found['target'])})",
         f"first token    {times(found['ttft_ms'])}",
         f"per token      {times(found['tpot_ms'])}",
@@ -175,8 +183,40 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         f"(GPUs ${cost['gpu_usd']:,.2f}, by the token ${cost['hosted_usd']:,.2f})",
         f"GPUs           at most {gpus or 'none'}; {found['replica_changes']} changes of replicas",
         f"energy         {energy['kwh']:,.2f} kWh, {energy['joules_per_request']:,.0f} J a request",
+        *refusals_of(found),
         *(f"assumed        {text}" for text in found["assumed"]),
     ]
+
+
+def refusals_of(found: dict[str, Any]) -> Iterator[str]:
+    """What rules and budgets did, and what each tenant, task, … would see."""
+    for name, one in found["rules"].items():
+        yield f"rule           {name}: {one['met']:,} meet it, {one['refused']:,} are refused"
+    if found["guarded"]:
+        yield f"guard          {found['guarded']:,} are far from what is known"
+    for name, one in found["budgets"].items():
+        spent = ", ".join(
+            f"{period['spent']:,.6g} from {period['from'][:16]}" for period in one["periods"]
+        )
+        yield (
+            f"budget         {name}, {one['amount']:,g} {one['unit']} per {one['per']}: spent "
+            f"{spent or 'nothing'}; refuses {one['refused']:,}"
+        )
+    for field, table in found["by"].items():
+        for word, one in list(table.items())[:SHOWN]:
+            yield f"{field:<14} {word or '(none)'}: {_of_some(one)}"
+
+
+def _of_some(one: dict[str, Any]) -> str:
+    """What those of one tenant, or task, … see."""
+    within = "none wanted" if one["within_target"] is None else percent(one["within_target"])
+    quality = "" if one["quality"] is None else f", quality {one['quality']:.4f}"
+    mix = ", ".join(f"{name} {part(share)}" for name, share in one["models"].items())
+    gone = f", {one['ruled_out']:,} ruled out" if one["ruled_out"] else ""
+    return (
+        f"{one['requests']:,} requests{gone}, {one['refused']:,} refused, {within} within target"
+        f"{quality}, ${one['listed_usd']:,.4g} at stated prices; {mix or 'no model'}"
+    )
 
 
 def target_in_words(target: dict[str, float]) -> str:

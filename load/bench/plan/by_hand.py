@@ -128,7 +128,7 @@ def planned_by_hand(search: Search) -> Hand:
 def _best_first(search: Search) -> list[str]:
     site, questions = search.site, search.questions
     traffic = traffic_of(search.file, questions, np.random.default_rng(0))
-    demand = demand_of(traffic, site, questions.asked, questions.known)
+    demand = demand_of(traffic, site, questions, search.file.clock_s)
     quality, per_usd, _, _ = site.preference
     worth = quality * demand.worth.mean(axis=0) - per_usd * demand.usd.mean(axis=0)
     return [site.catalogue.names[column] for column in np.argsort(-worth)]

@@ -30,10 +30,10 @@ from load.bench.settings import head
 from load.data.traces import Trace
 from load.errors import LoopStuck
 from load.planning.events import Events
+from load.planning.figures.summary import percentiles
 from load.planning.questions import Questions, questions_of
 from load.planning.simulating import SimulateOptions, simulated
 from load.planning.site import Site, site_of
-from load.planning.summary import percentiles
 from load.replay.player import TargetOptions
 from load.replay.replay import ReplayOptions, replay
 from load.replay.targets import Connect

@@ -20,12 +20,14 @@ import numpy as np
 from load.data.tables import OutcomeTable
 from load.data.traffic import Traffic
 from load.simulation.loop.arrivals import Arrivals
+from load.simulation.loop.asking import Numbers
 from load.simulation.loop.results import Answers, Fate
-from load.simulation.loop.router import Numbers, VirtualRouter
+from load.simulation.loop.router import VirtualRouter
 from load.simulation.machines.offered import Answered, Lost
 from serve.routing.catalogue import Catalogue
 from streams.feedback.report import encode_report
 
+Report = tuple[bytes | None, bytes]  # key and value
 TRIES_MAX = 2
 UNFINISHED = int(Fate.UNFINISHED)  # numpy compares a number sooner than an enumeration's member
 
@@ -59,7 +61,7 @@ class Ledger:
         self._of: dict[str, Any] = {name: np.zeros(0, kind) for name, (kind, _) in COLUMNS.items()}
         self._worth = np.ones(len(catalogue.names))  # of the table's quality, by model, at present
         self._tickets: dict[int, bytes] = {}  # of those under way who will report, by number
-        self._reports: list[tuple[bytes | None, bytes]] = []
+        self._reports: list[Report] = []
 
     # --- what happens
 
@@ -81,6 +83,10 @@ class Ledger:
         rows = self._arrivals.rows(numbers)
         self._end(rows, Fate.REFUSED)
         self._of["shed"][rows] = shed
+
+    def ruled_out(self, numbers: Numbers) -> None:
+        """Rules refuse these."""
+        self._end(self._arrivals.rows(numbers), Fate.RULED_OUT)
 
     def answered(self, answered: Answered, router: VirtualRouter) -> None:
         """Requests were answered."""
@@ -126,6 +132,10 @@ class Ledger:
         of = self._of["fate"]
         assert (of[rows] == UNFINISHED).all(), "a request has one fate"
         of[rows] = int(fate)
+
+    def models_of(self, numbers: Numbers) -> Numbers:
+        """The models (n,) of the catalogue that requests were last sent to."""
+        return np.asarray(self._of["model"][self._arrivals.rows(numbers)])
 
     # --- what is held
 
@@ -174,7 +184,7 @@ class Ledger:
     def _say(self, ticket: bytes, **outcome: Any) -> None:
         self._reports.append((ticket[2:14].hex().encode(), encode_report(ticket, **outcome)))
 
-    def take_reports(self) -> list[tuple[bytes | None, bytes]]:
+    def take_reports(self) -> list[Report]:
         """Keys and values of reports since the last call."""
         reports, self._reports = self._reports, []
         return reports

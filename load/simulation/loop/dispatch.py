@@ -17,7 +17,7 @@ import numpy as np
 
 from load.simulation.loop.answers import Ledger
 from load.simulation.loop.arrivals import Arrivals
-from load.simulation.loop.router import Numbers
+from load.simulation.loop.asking import Numbers
 from load.simulation.machines.fleet import VirtualFleet
 from load.simulation.machines.offered import Ints, Offered
 from serve.routing.catalogue import Catalogue

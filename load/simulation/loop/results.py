@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from infra.capacity.latency_target import LatencyTarget
 from load.data.traffic import Traffic
+from streams.training.budgets import Accounts
 
 Floats = NDArray[np.float64]
 
@@ -34,6 +35,7 @@ class Fate(IntEnum):
     FINISHED = 1
     REFUSED = 2  # no model fits, the fleet is full, or no pool has a replica
     LOST = 3  # with its replica, and with the one it was tried on again
+    RULED_OUT = 4  # by the operator's rules: nobody wants it answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,7 +75,7 @@ class Digest:
     """SHA-256 over what became of requests, column by column, and over the rest of a run."""
 
     def __init__(self) -> None:
-        self._columns = {field.name: hashlib.sha256() for field in fields(Answers)}
+        self._columns = {one.name: hashlib.sha256() for one in fields(Answers)}
 
     def add(self, answers: Answers) -> None:
         """Those that came next."""
@@ -85,13 +87,27 @@ class Digest:
         digest = hashlib.sha256()
         for name, column in self._columns.items():
             digest.update(name.encode() + column.digest())
-        for field in fields(happened.replicas):
-            digest.update(field.name.encode())
-            digest.update(np.ascontiguousarray(getattr(happened.replicas, field.name)).tobytes())
+        for one in fields(happened.replicas):
+            digest.update(one.name.encode())
+            digest.update(np.ascontiguousarray(getattr(happened.replicas, one.name)).tobytes())
         usd = sorted(happened.gpu_usd.items())
         rest = (happened.lines, usd, happened.joules, happened.replica_changes)
         digest.update(repr((rest, happened.end_s)).encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruled:
+    """What rules, budgets and the guard did."""
+
+    met: Mapping[str, int] = field(default_factory=dict)  # requests, by rule
+    refused: Mapping[str, int] = field(default_factory=dict)  # that rules leave no model, by rule
+    over_budget: Mapping[str, int] = field(default_factory=dict)  # requests refused, by budget
+    guarded: int = 0  # requests that went to the guard's model, or would have
+    accounts: Accounts = field(default_factory=dict)  # of budgets, by window, at last
+
+
+NOBODY_RULED = Ruled()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -107,6 +123,8 @@ class Happened:
     joules: float
     replica_changes: int
     end_s: float
+    ended_ms: int = 0  # Unix time of it
+    ruled: Ruled = NOBODY_RULED
     cpu_s: float  # that the simulation took; not part of the digest
 
     @property
@@ -134,8 +152,9 @@ class Run(Happened):
 
     @property
     def within_target(self) -> float:
-        """Share of all requests."""
-        return _mean(self.requests.within(self.traffic, self.target))
+        """Share of the requests that were to be answered."""
+        wanted = self.requests.fate != Fate.RULED_OUT
+        return _mean(self.requests.within(self.traffic, self.target)[wanted])
 
     @property
     def quality(self) -> float:

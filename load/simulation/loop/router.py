@@ -1,8 +1,7 @@
 """A router in virtual time: the real `Chooser` over columns of traffic, its window, its tickets.
 
-    traffic's columns ─▶ RequestBatch ─▶ Chooser.choose ─▶ Decisions ─┬─▶ window ─▶ telemetry
-                                                                      └─▶ tickets, for those who
-                                                                          will report
+    asking ─▶ RequestBatch ─▶ Chooser.choose ─▶ Decisions ─┬─▶ window ─▶ telemetry
+      └─ refused by rules                                  └─▶ tickets, for those who will report
 
 Nothing is sent and nothing is parsed: a decision is all that it costs. It is made, counted and
 sealed by the very classes that serve.
@@ -12,63 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from load.simulation.loop.arrivals import Arrivals
+from load.simulation.loop.asking import Asked, Asking, Numbers, RuledAsking
 from load.simulation.loop.split import Split
 from serve.routing.chooser import Chooser
-from serve.routing.eligible import RequestBatch, unsaid_columns
 from serve.routing.live import Live
 from serve.routing.writing.records import Decisions, counted
 from streams.feedback.ticket import Issuer, Sealer
-from streams.telemetry.records import AnyTelemetry
+from streams.telemetry.records import AnyTelemetry, EndedReplica
 from streams.telemetry.window import Reporter, RouterGauges, RouterWindow
 
-Numbers = NDArray[np.intp]  # (n,) positions in the traffic
 # Decisions kept before they are counted: no event loop waits, so as many as memory has room for.
 ROWS_MAX = 4096
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Asking:
-    """What all requests of a simulation have in common, and their columns."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """What became of requests that a router was asked about together."""
 
-    arrivals: Arrivals
-    criticality: NDArray[np.int8]  # by class
-    preference: tuple[float, float, float, float]  # quality, US dollars, seconds, kilojoules
-
-    def requests(self, numbers: Numbers, live: Live) -> RequestBatch:
-        """Requests of these numbers, to be decided at once. All models are allowed; there are no
-        limits.
-        """
-        n, traffic, rows = len(numbers), self.arrivals.held, self.arrivals.rows(numbers)
-        remembered: Any = live.estimator  # as `VirtualTrainer` has put it there
-        said: dict[str, Any] = {
-            "contexts": remembered.contexts(traffic.rows[rows]),
-            "prompt_tokens": traffic.prompt_tokens[rows].astype(np.float64),
-            "criticality": self.criticality[traffic.classes[rows]],
-        }
-        same = _same(self.preference, len(live.catalogue), 1 << n.bit_length())
-        return RequestBatch(**{name: column[:n] for name, column in same.items()} | said)
-
-
-@lru_cache(maxsize=16)
-def _same(preference: tuple[float, ...], n_models: int, n: int) -> dict[str, NDArray[Any]]:
-    """The columns that say the same of all requests, of n. They are handed out again, so nobody
-    can change them: a router changes nothing in what it is asked.
-    """
-    same = {
-        "preference": np.tile(np.array(preference, np.float64), (n, 1)),
-        "allowed": np.ones((n, n_models), bool),
-        **unsaid_columns(n),
-    }
-    for column in same.values():
-        column.flags.writeable = False
-    return same
+    asked: Asked
+    decisions: Decisions | None  # None: rules refuse all of them
 
 
 class VirtualRouter:
@@ -76,7 +40,7 @@ class VirtualRouter:
 
     def __init__(
         self,
-        asking: Asking,
+        asking: Asking | RuledAsking,
         chooser: Chooser,
         sealer: Sealer,
         issuer: Issuer,
@@ -92,16 +56,18 @@ class VirtualRouter:
         self._n_chosen = 0  # in the open window
         self._answered: list[tuple[Numbers, Numbers]] = []  # likewise: classes, tokens
 
-    def choose(self, numbers: Numbers, live: Live, now_ms: int) -> Decisions:
+    def choose(self, numbers: Numbers, live: Live, now_ms: int) -> Chosen:
         """Decide a batch, and count it."""
-        requests = self._asking.requests(numbers, live)
+        asked = self._asking.asked(numbers, live, now_ms)
+        self._window.count_refused(len(asked.refused))
+        if not len(asked.numbers):
+            return Chosen(asked, None)
+        requests = asked.requests
         choices = self._chooser.choose(requests, live, now_ms)
         if self._split is not None:
             choices = replace(choices, pool=self._split.pools(choices.chosen, choices.pool))
-        traffic, rows = self._asking.arrivals.held, self._asking.arrivals.rows(numbers)
-        names = traffic.class_names
         decisions = Decisions(
-            tenants=[names[c] for c in traffic.classes[rows].tolist()],
+            tenants=asked.tenants,
             requests=requests,
             choices=choices,
             live=live,
@@ -109,7 +75,7 @@ class VirtualRouter:
             at_ms=now_ms,
         )
         self._count(decisions)
-        return decisions
+        return Chosen(asked, decisions)
 
     def _count(self, decisions: Decisions) -> None:
         fits = int(np.count_nonzero(decisions.choices.fits))
@@ -127,15 +93,27 @@ class VirtualRouter:
             return
         classes, output_tokens = (np.concatenate(column) for column in zip(*kept, strict=True))
         for of in np.unique(classes).tolist():
-            name = self._asking.arrivals.held.class_names[of]
+            name = self._asking.arrivals.held.kinds[of].class_name
             self._window.count_answers(name, output_tokens[classes == of])
 
     def seal(self, decisions: Decisions) -> list[bytes]:
         """Their tickets."""
         return decisions.seal(self._sealer, self._issuer.take(len(decisions.tenants)))
 
-    def records(self, live: Live, decision_s: float, now_ms: int) -> Sequence[AnyTelemetry]:
-        """The records of the window that ends now; `decision_s` of its time a decision took."""
+    def end(self, now_ms: int) -> list[EndedReplica]:
+        """Decide no more: what was spent of budgets, so that what is left is granted anew."""
+        return self._chooser.spending.end(now_ms)
+
+    def records(
+        self,
+        live: Live,
+        decision_s: float,
+        now_ms: int,
+        ended: Sequence[EndedReplica] = (),
+    ) -> Sequence[AnyTelemetry]:
+        """The records of the window that ends now; `decision_s` of its time a decision took.
+        `ended` are others that decide no more.
+        """
         self._count_answered()
         from_ms, to_ms = self._reporter.window(now_ms)
         busy_share = self._n_chosen * decision_s / ((to_ms - from_ms) / 1000.0)
@@ -145,5 +123,7 @@ class VirtualRouter:
             snapshot_age_ms=live.age_ms(now_ms),
             loop_lag_ms_max=0.0,
             loop_busy_share=min(1.0, busy_share),
+            budgets=self._chooser.spending.windows(),
+            ended=ended,
         )
         return self._window.take(self._reporter, (from_ms, to_ms), gauges)

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Self
 
 from learners.context import Contexts
+from load.simulation.loop.bills import Bill
 from load.simulation.loop.remembered import Remembered
 from serve.routing.catalogue import Catalogue
 from serve.routing.live import Live, LiveOptions
@@ -30,6 +31,7 @@ from streams.feedback.ticket import Sealer
 from streams.log.contract import FEEDBACK, TELEMETRY
 from streams.log.memory_log import MemoryLog
 from streams.telemetry.fleet_state import FleetState
+from streams.training.budgets import RELEASED
 from streams.training.folder import Folder
 from streams.training.prices import Prices
 from streams.training.snapshots import Store
@@ -37,6 +39,7 @@ from streams.training.state import State
 from streams.training.trainer import Trainer, TrainerOptions
 
 FIRST_PUBLISH_S = 10.0
+DEFAULTS = LiveOptions()
 RECORDS_MAX = 65_536  # per step and topic: all there is, as nothing else waits for the trainer
 
 
@@ -54,13 +57,17 @@ class VirtualTrainer:
         publish_s: float,
         now_ms: Callable[[], int],
         start: Callable[[], State | None],
+        live_options: LiveOptions = DEFAULTS,
         *,
         keep_log: bool,
+        plain_requests: bool = True,
     ) -> None:
         """`contexts` (t, 64) are all that routers will ask about, made by `encoder`.
 
-        `start` gives what is known to begin with. Records are kept if `keep_log`.
+        `start` gives what is known to begin with. Records are kept if `keep_log`. With
+        `plain_requests` views leave out what only others need (`Live`).
         """
+        self._live_options, self._plain_requests = live_options, plain_requests
         self._log, self._catalogue, self._encoder = log, catalogue, encoder
         self._contexts = contexts
         self._now_ms, self._publish_ms, self._keep_log = now_ms, publish_s * 1000.0, keep_log
@@ -97,6 +104,11 @@ class VirtualTrainer:
         else:
             self.live = self.live.renewed(self._version, now_ms, state.fleet, state.prices)
 
+    def settle(self, bills: Sequence[Bill]) -> None:
+        """Bills came of calls that have no ticket: release what they were reserved beyond that."""
+        for window, released in bills:
+            self.state.count(RELEASED + window, released)
+
     def restate(self, catalogue: Catalogue) -> None:
         """From now on the catalogue states this."""
         self._catalogue = catalogue
@@ -113,12 +125,12 @@ class VirtualTrainer:
             self._catalogue,
             state.learned,
             self._encoder,
-            LiveOptions(),
+            self._live_options,
             version=self._version,
             published_at_ms=now_ms,
             fleet=state.fleet,
             prices=state.prices,
-            plain_requests=True,
+            plain_requests=self._plain_requests,
         )
         self._estimates = Remembered(live.estimator, self._contexts, self._estimates)
         live.estimator = self._estimates  # type: ignore[assignment]  # answers `estimate` alike

@@ -46,9 +46,9 @@ from streams.telemetry.window import SOURCE_BYTES, Reporter
 UNIX_MS = 1_760_000_000_000  # what a simulation's time 0 is to telemetry: some time in 2025
 
 
-def unix_ms(at_s: float) -> int:
+def unix_ms(at_s: float, began_ms: int = UNIX_MS) -> int:
     """A time of the simulation as Unix time."""
-    return UNIX_MS + round(at_s * 1000.0)
+    return began_ms + round(at_s * 1000.0)
 
 
 class VirtualPool:
@@ -101,8 +101,12 @@ class VirtualFleet:
         target: LatencyTarget,
         rng: np.random.Generator,
         engines: Engines | None = None,
+        began_ms: int = UNIX_MS,
     ) -> None:
-        """With the replicas to begin with, ready at time 0. `engines` None: the fastest."""
+        """With the replicas to begin with, ready at time 0, which is `began_ms` of Unix time.
+        `engines` None: the fastest.
+        """
+        self._began_ms = began_ms
         self._engines = engines_for(target) if engines is None else engines
         self._described = fleet
         self.pools = [VirtualPool(plan) for plan in fleet.pools]
@@ -116,7 +120,7 @@ class VirtualFleet:
         self.changes = 0  # replicas launched, and let go, since the beginning
         self.usd = {gpu.name: 0.0 for gpu in fleet.gpus}  # of replicas that are gone
         self.joules = 0.0  # likewise
-        self._reporter = Reporter(rng.bytes(SOURCE_BYTES).hex(), unix_ms(0.0))
+        self._reporter = Reporter(rng.bytes(SOURCE_BYTES).hex(), began_ms)
         self._last_words: list[tuple[VirtualReplica, Reported]] = []  # who went in good order
         self._warm: Counter[tuple[str, str]] = Counter()  # GPUs just let go, by type and region
         for pool in self.pools:
@@ -314,7 +318,7 @@ class VirtualFleet:
 
     def reports(self, now_s: float) -> list[ReplicaStates]:
         """What the replicas of each pool say of themselves, and the last words of who went."""
-        window = self._reporter.window(unix_ms(now_s))
+        window = self._reporter.window(unix_ms(now_s, self._began_ms))
         together = [some for pool in self.pools for some in pool.reporting(now_s)]
         found = self._engines.report(Rows.of([[r.row for r in some] for some in together]), now_s)
         said = [([replica], words) for replica, words in self._last_words]

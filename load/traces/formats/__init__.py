@@ -2,5 +2,5 @@
 
 A format says which columns it is recognised by, and how they become times and lengths. To add one,
 add its file, and its line to docs/planning.md (`fairlead traces formats` prints it).
-May import `form`, `files` and `fields` of load/traces/, and `errors`.
+May import `form`, `said`, `files` and `fields` of load/traces/, and `errors`.
 """

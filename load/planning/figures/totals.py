@@ -4,7 +4,8 @@
                                                   └─ by step of time, for charts
 
 Every request counts in every percentile: one that never got a first token, or was not finished,
-counts as slower than all others. A percentile that falls among those is none (`null`).
+counts as slower than all others. A percentile that falls among those is none (`null`). Those that
+rules refuse count in none: nobody wants them answered.
 
 A time goes to the bucket of the first bits of its binary fraction, 2,048 from one power of two to
 the next, so a percentile is right to 0.03 %; of a step 256, and 0.2 %. Added in parts or all at
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from infra.capacity.latency_target import LatencyTarget
 from load.data.traffic import Traffic
+from load.planning.figures.by_kind import ByKind, listed_usd
 from load.planning.site import Site
 from load.simulation.loop.results import Answers, Digest, Fate
 
@@ -76,12 +78,13 @@ class Totals:
         self.of_pool, self.within_by = np.zeros((2, n_pools), np.int64)
         self.ttft, self.tpot, self.latency = (Times(1, FINE) for _ in range(3))
         self.ttft_by = Times(k, FINE)
-        self.asked, self.ended, self.gone = np.zeros((3, STEPS), np.int64)
+        self.asked, self.wanted_in, self.ended, self.gone = np.zeros((4, STEPS), np.int64)
         self.finished_in, self.within_in = np.zeros((2, STEPS), np.int64)
         self.quality_in, self.hosted_usd = np.zeros((2, STEPS))
         self.model_in = np.zeros((k, STEPS), np.int64)
         self.ttft_in, self.tpot_in = Times(STEPS, COARSE), Times(STEPS, COARSE)
         self.digest = Digest()
+        self.by_kind: ByKind | None = None  # where requests say different things
 
     def add(self, asked: Traffic, answers: Answers) -> None:
         """Those that came next."""
@@ -97,6 +100,9 @@ class Totals:
         self._add_times(asked, answers)
         self._add_models_and_pools(answers, finished, within)
         self._add_steps(asked, answers, finished, within)
+        if len(asked.kinds) > 1:
+            self.by_kind = self.by_kind or ByKind(asked.kinds, self._site.catalogue)
+            self.by_kind.add(asked, answers, within)
 
     def _add_times(self, asked: Traffic, answers: Answers) -> None:
         one = np.zeros(len(asked), np.intp)
@@ -125,6 +131,8 @@ class Totals:
     ) -> None:
         step = np.minimum((asked.at_s / self.edges[1]).astype(np.intp), STEPS - 1)
         self.asked += np.bincount(step, minlength=STEPS)
+        wanted = answers.fate != Fate.RULED_OUT
+        self.wanted_in += np.bincount(step[wanted], minlength=STEPS)
         self.finished_in += np.bincount(step[finished], minlength=STEPS)
         self.within_in += np.bincount(step[within], minlength=STEPS)
         self.quality_in += np.bincount(step[finished], answers.quality[finished], minlength=STEPS)
@@ -140,13 +148,18 @@ class Totals:
         ended = np.histogram(ended_s, self.edges)[0]
         self.ended += ended
         # When a request was lost nobody noted: in flight until its replica died, it is left out.
-        never_s = asked.at_s[np.isin(answers.fate, (Fate.REFUSED, Fate.LOST))]
+        never_s = asked.at_s[np.isin(answers.fate, (Fate.REFUSED, Fate.LOST, Fate.RULED_OUT))]
         self.gone += ended + np.histogram(never_s, self.edges)[0]
 
     @property
     def within_target(self) -> float:
-        """Share of all requests."""
-        return self.within / self.n if self.n else 0.0
+        """Share of the requests that were to be answered."""
+        return self.within / self.wanted if self.wanted else 0.0
+
+    @property
+    def wanted(self) -> int:
+        """Requests that were to be answered: all that rules did not refuse."""
+        return self.n - int(self.fates[Fate.RULED_OUT])
 
     @property
     def finished(self) -> int:
@@ -166,15 +179,6 @@ def steps_of(end_s: float) -> Floats:
 
 def hosted_usd(site: Site, asked: Traffic, answers: Answers, finished: NDArray[np.bool_]) -> Floats:
     """Of each request (n,), what is paid by the token for it; 0 on one's own GPUs."""
-    usd, models = np.zeros(len(asked)), site.catalogue.models
-    names = [plan.name for plan in site.fleet.pools]
-    for pool in site.hosted:
-        plan = site.fleet.pools[names.index(pool)]
-        model = models[site.catalogue.column_of[plan.model]]
-        of = (answers.pool == names.index(pool)) & finished
-        usd[of] = (
-            model.usd_per_call
-            + asked.prompt_tokens[of] * model.usd_per_1m_input_tokens / 1e6
-            + asked.output_tokens[of] * model.usd_per_1m_output_tokens / 1e6
-        )
-    return usd
+    hosted = [at for at, plan in enumerate(site.fleet.pools) if plan.name in site.hosted]
+    own = ~np.isin(answers.pool, hosted)
+    return np.where(own, 0.0, listed_usd(site.catalogue, asked, answers, finished))

@@ -8,6 +8,7 @@ Requests come as `Totals` alone, so it is the same of a few and of ten million.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from infra.capacity.fleet import PoolPlan
 from infra.capacity.latency_target import LatencyTarget
+from load.planning.figures.totals import PERCENTILES, STEPS, Totals
 from load.planning.site import Site
-from load.planning.totals import PERCENTILES, STEPS, Totals
 from load.simulation.loop.results import Fate, Happened, Run
+from streams.training.budgets import UNITS
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +38,7 @@ def summary(run: Run, site: Site, *, quality_known: bool) -> dict[str, Any]:
 
 def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> dict[str, Any]:
     """The same, of requests that were added up as they ended."""
-    n, hosted_usd = of.n, float(of.hosted_usd.sum())
+    n, wanted, hosted_usd = of.n, of.wanted, float(of.hosted_usd.sum())
     usd = run.gpu_cost_usd + hosted_usd
     span_s = max(of.last_s, 1.0) if n else run.end_s
     # GPUs are paid for to the last answer, tokens only while requests come.
@@ -47,13 +49,14 @@ def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> 
         "requests_per_s": round(n / span_s, 4),
         "finished": of.finished,
         "refused": int(of.fates[Fate.REFUSED]),
+        "ruled_out": int(of.fates[Fate.RULED_OUT]),
         "lost": int(of.fates[Fate.LOST]),
         "unfinished": int(of.fates[Fate.UNFINISHED]),
         "target": target_of(run.target),
         "within_target": round(of.within_target, 6),
-        "ttft_ms": of.ttft.percentiles_ms(0, n),
-        "tpot_ms": of.tpot.percentiles_ms(0, n),
-        "latency_ms": of.latency.percentiles_ms(0, n),
+        "ttft_ms": of.ttft.percentiles_ms(0, wanted),
+        "tpot_ms": of.tpot.percentiles_ms(0, wanted),
+        "latency_ms": of.latency.percentiles_ms(0, wanted),
         "quality": round(of.mean_quality, 6) if quality_known else None,
         "cost": {
             "usd": round(usd, 6),
@@ -68,6 +71,16 @@ def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> 
             "kwh": round(run.joules / 3.6e6, 6),
             "joules_per_request": round(run.joules / max(1, of.finished), 3),
         },
+        "rules": {
+            rule.name: {
+                "met": run.ruled.met.get(rule.name, 0),
+                "refused": run.ruled.refused.get(rule.name, 0),
+            }
+            for rule in site.rules
+        },
+        "guarded": run.ruled.guarded,
+        "budgets": _budgets(run, site),
+        "by": {} if of.by_kind is None else of.by_kind.tables(quality_known=quality_known),
         "models": _models(of, site, quality_known=quality_known),
         "pools": _pools(run, of, site),
         "gpus": _gpus(run, site),
@@ -76,6 +89,34 @@ def summed_up(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> 
         "lines": list(run.lines[-200:]),
         "digest": of.digest.of(run),
     }
+
+
+def _budgets(run: Happened, site: Site) -> dict[str, Any]:
+    """What was spent of each, by period, and what it refused."""
+    found = {}
+    for budget in site.pricing.budgets:
+        unit = UNITS[budget.unit]
+        periods = [
+            {
+                "from": datetime.fromtimestamp(one.start_ms / 1e3, UTC).isoformat(),
+                "spent": round(one.spent / unit, 6),
+                "spent_share": round(one.spent / max(one.amount, 1), 6),
+            }
+            for one in sorted(run.ruled.accounts.values(), key=lambda one: one.start_ms)
+            if one.budget == budget.name and (one.spent or one.start_ms < run.ended_ms)
+        ]
+        found[budget.name] = {
+            "scope": budget.scope,
+            "value": budget.value,
+            "unit": budget.unit,
+            "per": budget.per,
+            "amount": budget.amount,
+            "hard": budget.hard,
+            "then": budget.then,
+            "refused": run.ruled.over_budget.get(budget.name, 0),
+            "periods": periods,
+        }
+    return found
 
 
 def target_of(target: LatencyTarget) -> dict[str, float]:
@@ -154,7 +195,7 @@ def _weighted(run: Happened, counts: NDArray[np.int32]) -> float:
 
 def _series(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> dict[str, Any]:
     """In equal steps from the beginning to the end, by the requests' arrival."""
-    edges, n = of.edges, of.asked
+    edges, n = of.edges, of.wanted_in
     step_s, steps = float(edges[1]), range(STEPS)
 
     def tail(times: Any, p: int) -> list[float | None]:
@@ -167,7 +208,7 @@ def _series(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> di
     return {
         "step_s": round(step_s, 6),
         "at_s": np.round(edges[:-1], 3).tolist(),
-        "requests_per_s": np.round(n / step_s, 4).tolist(),
+        "requests_per_s": np.round(of.asked / step_s, 4).tolist(),
         "finished_per_s": np.round(of.ended / step_s, 4).tolist(),
         "ttft_ms_p50": tail(of.ttft_in, 50),
         "ttft_ms_p99": tail(of.ttft_in, 99),
@@ -175,8 +216,10 @@ def _series(run: Happened, of: Totals, site: Site, *, quality_known: bool) -> di
         "tpot_ms_p99": tail(of.tpot_in, 99),
         "within_target": share(of.within_in, n),
         "quality": quality,
-        "in_flight": (np.cumsum(n) - np.cumsum(of.gone)).tolist(),
-        "models": {name: share(of.model_in[i], n) for i, name in enumerate(site.catalogue.names)},
+        "in_flight": (np.cumsum(of.asked) - np.cumsum(of.gone)).tolist(),
+        "models": {
+            name: share(of.model_in[i], of.asked) for i, name in enumerate(site.catalogue.names)
+        },
         "replicas": _replicas(run, edges),
         "usd_per_h": _usd_per_h(run, site, of),
     }
