@@ -105,14 +105,19 @@ class Landmarks:
 def _kernel(rows: NDArray[np.int8], points: NDArray[np.int8]) -> NDArray[np.float64]:
     """((1 + cosine) / 2)⁴ (n, m) in units of 2^−15, rounded; all zero for a zero row."""
     a, b = rows.astype(np.float64), points.astype(np.float64)
-    lengths = np.sqrt((a * a).sum(axis=1))[:, None] * np.sqrt((b * b).sum(axis=1))
     half = a @ b.T
-    half /= np.where(lengths > 0, lengths, 1.0)
+    half /= _lengths(a)[:, None] * _lengths(b)
     half += 1.0
     half /= 2.0
     np.square(np.square(half, out=half), out=half)
     half *= 2.0**KERNEL_BITS
     return np.rint(half, out=half)
+
+
+def _lengths(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of rows (n,); of a zero row 1: what is divided by it is zero anyway."""
+    lengths = np.sqrt((rows * rows).sum(axis=1))
+    return np.where(lengths > 0, lengths, 1.0)
 
 
 def spread_out(contexts: Contexts, seed: int, rounds: int = 8) -> NDArray[np.int8]:

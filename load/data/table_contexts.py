@@ -19,7 +19,13 @@ def encoder_of(table: OutcomeTable) -> str:
 
 
 @lru_cache(maxsize=4)
+def projection_of(table: OutcomeTable) -> Projection:
+    """What makes contexts of a table's rows, and of others that are to be compared with them."""
+    return Projection.fit(table.embeddings)
+
+
+@lru_cache(maxsize=4)
 def contexts_of(table: OutcomeTable) -> Contexts:
     """The contexts of a table's rows."""
     tokens = table.prompt_tokens.astype(np.float32)
-    return Projection.fit(table.embeddings).contexts(table.embeddings, tokens)
+    return projection_of(table).contexts(table.embeddings, tokens)

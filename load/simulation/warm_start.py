@@ -15,16 +15,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from learners.context import Contexts, Projection
+from learners.context import Contexts
 from learners.estimates.ema import FIGURE_UNITS, FIGURES
 from learners.estimates.estimator import BlendOptions, Estimator
 from learners.estimates.learned import Learned, MemoryOptions
 from learners.estimates.sums.influence import hash_of
 from learners.outcomes import Outcomes
 from learners.targets import COST_USD_MIN, N_TARGETS, Target, ratio, to_fixed
+from load.data.table_contexts import contexts_of, encoder_of, projection_of
 from load.data.tables import OutcomeTable
 from load.simulation.machines.fleet import UNIX_MS
-from load.simulation.simulation import contexts_of, encoder_of
 from serve.routing.catalogue import Catalogue
 from streams.feedback.ticket import key_of
 from streams.training.state import State
@@ -66,7 +66,7 @@ def estimated_quality(
 
 def _contexts(asked: OutcomeTable, known: OutcomeTable) -> Contexts:
     tokens = known.prompt_tokens.astype(np.float32)
-    return Projection.fit(asked.embeddings).contexts(known.embeddings, tokens)
+    return projection_of(asked).contexts(known.embeddings, tokens)
 
 
 def _outcomes(

@@ -144,5 +144,7 @@ def merge(rows: Any, starts: Any, counts: Any, found: Any) -> None:
         for at in range(starts[p], starts[p + 1]):
             for kind in range(counts.shape[1]):
                 for bucket in range(counts.shape[2]):
-                    found[p, kind, bucket] += counts[rows[at], kind, bucket]
-                    counts[rows[at], kind, bucket] = 0
+                    n = counts[rows[at], kind, bucket]
+                    if n:  # of hundreds only a few: nothing is written for the others
+                        found[p, kind, bucket] += n
+                        counts[rows[at], kind, bucket] = 0
