@@ -15,8 +15,9 @@ nor on the processor.
 The cache is numba's own: `__pycache__` beside the source where that can be written, else the user's
 cache folder, or `NUMBA_CACHE_DIR`; an image brings its own (`shipped`). Where none can be, kernels
 are compiled at every start. numba notices a changed file of a kernel, but not of what it calls
-elsewhere: so kernels call functions of their own file only, or of `vectors`, whose digest is in
-their names; and they take numbers that are declared elsewhere as arguments.
+elsewhere, nor how it is compiled: so kernels call functions of their own file only, or of
+`vectors`; the digest of that and of this file is in their names; and they take numbers that are
+declared elsewhere as arguments.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ from numpy.typing import NDArray
 # Rows of `spread` (see `ridge`) are a multiple as long: whole vectors of any processor.
 WIDE = 16
 ALL = tuple(f"learners.kernels.{f.stem}" for f in sorted(Path(__file__).parent.glob("[!_]*.py")))
-VECTORS = blake2b(Path(__file__).with_name("vectors.py").read_bytes(), digest_size=4).hexdigest()
+BESIDE = b"".join(
+    Path(__file__).with_name(name).read_bytes() for name in ("compiled.py", "vectors.py")
+)
+DIGEST = blake2b(BESIDE, digest_size=4).hexdigest()
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +77,7 @@ def compiled(*types: str) -> Callable[[F], F]:
     signature, njit = f"void({', '.join(types)})", cast("Any", numba.njit)
 
     def make(function: F) -> F:
-        function.__qualname__ += f"_{VECTORS}"  # the cache's files are named by it
+        function.__qualname__ += f"_{DIGEST}"  # the cache's files are named by it
         try:
             return njit(signature, cache=True, error_model="numpy")(function)
         except (RuntimeError, OSError):  # there is no folder to keep it in, or none to write
@@ -83,10 +87,14 @@ def compiled(*types: str) -> Callable[[F], F]:
 
 
 def inlined(function: F) -> F:
-    """A function that kernels of the same file call."""
+    """A function that kernels of the same file call.
+
+    LLVM is not asked whether that is worth it: of what takes ten arrays the call alone, which hands
+    over seven numbers of each and counts who holds them, took a third of a kernel's time.
+    """
     import numba
 
-    return cast("Any", numba.njit)(error_model="numpy")(function)
+    return cast("Any", numba.njit)(error_model="numpy", forceinline=True)(function)
 
 
 def writable(array: NDArray[Any], kind: type = np.float64) -> NDArray[Any]:

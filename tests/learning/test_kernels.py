@@ -22,7 +22,7 @@ from waiting import PATIENCE_S
 
 from learners.context import N_FEATURES
 from learners.estimates.estimator import BlendOptions
-from learners.kernels.compiled import ALL, kernels
+from learners.kernels.compiled import ALL, inlined, kernels
 from learners.policies.inverse_gap import SquareCb
 from learners.policies.newcomers import Tries
 from learners.policies.policy import Scores
@@ -531,6 +531,13 @@ def test_contexts_are_those_of_numpy_but_for_ties(name, dim):
     alone = [projection.contexts(embeddings[[i]], tokens[[i]], compiled=True)[0] for i in range(9)]
     np.testing.assert_array_equal(found[:9], alone)
     np.testing.assert_array_equal(found[3, :62], np.zeros(62, np.int8))
+
+
+def test_what_a_kernel_calls_of_its_own_file_becomes_part_of_it():
+    """
+    A call hands over seven numbers of each array, and counts who holds it: a third of the time.
+    """
+    assert inlined(lambda x: x).targetoptions["forceinline"]
 
 
 def test_without_numba_numpy_computes(monkeypatch):
