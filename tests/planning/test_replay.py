@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import math
 import ssl
@@ -370,6 +371,38 @@ def test_what_would_fail_after_the_work_is_said_before_it(command, said):
 
     assert isinstance(done.exception, typer.BadParameter)
     assert said in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["simulate", "azure", "--from-s", "1500", "--to-s", "1501"],
+        [
+            "replay",
+            "azure",
+            "--from-s",
+            "1500",
+            "--to-s",
+            "1501",
+            "--target",
+            "http://127.0.0.1:9/v1",
+        ],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_report_that_finds_the_disk_full_costs_no_result(command, monkeypatch):
+    """
+    What took an hour to find was not said either.
+    """
+
+    def full(found, path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("load.report.page.write", full)
+    done = CliRunner().invoke(app, [*command, "--json", "--report", "r.html"])
+
+    assert isinstance(done.exception, OSError) and done.exception.errno == errno.ENOSPC
+    assert json.loads(done.stdout)["command"] == command[0]
 
 
 def test_a_row_that_the_outcome_table_has_not_is_refused_before_anything_is_sent(tmp_path):

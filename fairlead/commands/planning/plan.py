@@ -117,11 +117,14 @@ def plan(
         target = _target(stated, target_ttft_ms, target_ttft_ms_per_1k, target_tpot_ms)
         site = _site(stated, target, own_pools=own_pools)
         found, fleet = _planned(site, trace, stretch, outcomes, wanted)
-        found["settings"] = _written(settings, site, fleet, out)
-        write_report(found, report)
+        planned = None if out is None or fleet is None else _fragment(settings, site, fleet)
+        found["settings"] = None if planned is None else str(out)
         emit(found)
     if not as_json:
         print_lines(lines_of(found))
+    if out is not None and planned is not None:
+        out.write_text(planned)
+    write_report(found, report)
     if not found["feasible"]:
         raise typer.Exit(1)
 
@@ -185,18 +188,13 @@ def _planned(
     return found, None if fleet is None else (fleet, per_usd)
 
 
-def _written(
-    settings: Path | None, site: Site, planned: tuple[Sized, float] | None, out: Path | None
-) -> str | None:
-    """The plan in the site's settings, if it is wanted; where it was written to."""
-    if out is None or planned is None:
-        return None
+def _fragment(settings: Path | None, site: Site, planned: tuple[Sized, float]) -> str:
+    """The plan in the site's settings."""
     from fairlead.commands.started import settings_of as site_settings
     from load.planning.fragment import fragment
 
     _, path = site_settings(settings, Console(stderr=True))
-    out.write_text(fragment(path, site, *planned))
-    return str(out)
+    return fragment(path, site, *planned)
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:

@@ -106,10 +106,10 @@ def replay(
             "root_certificates": trusted(ca),
         }
         found = _played(trace, stretch, outcomes, server, feedback, how)
-        write_report(found, report)
         emit(found)
     if not as_json:
         print_lines(lines_of(found))
+    write_report(found, report)
     if not found["delivered"] or not found["finished"]:
         raise typer.Exit(1)
 

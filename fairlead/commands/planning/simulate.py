@@ -117,10 +117,10 @@ def simulate(
             "events": [dict(event) for event in happening.listed],
             **summed_up(run, totals, site, quality_known=questions.quality_known),
         }
-        write_report(found, report)
         emit(found)
     if not as_json:
         print_lines(lines_of(found))
+    write_report(found, report)
 
 
 def settings_of(path: Path | None) -> Settings:
@@ -154,7 +154,10 @@ def about_parts(parts: TraceParts) -> dict[str, Any]:
 
 
 def write_report(found: dict[str, Any], path: Path | None) -> None:
-    """The page and the JSON beside it, if they are wanted."""
+    """The page and the JSON beside it, if wanted: last, so that a full disk costs no result.
+
+    Raises OSError.
+    """
     if path is not None:
         from load.report.page import write
 
@@ -221,10 +224,9 @@ def _of_some(one: dict[str, Any]) -> str:
 
 def target_in_words(target: dict[str, float]) -> str:
     """What being within target is."""
-    return (
-        f"first token {target['ttft_ms']:g} ms + {target['ttft_ms_per_1k_prompt_tokens']:g} ms per "
-        f"1,000 prompt tokens, then {target['tpot_ms']:g} ms per token"
-    )
+    more = target["ttft_ms_per_1k_prompt_tokens"]
+    longer = f" + {more:g} ms per 1,000 prompt tokens" if more else ""
+    return f"first token {target['ttft_ms']:g} ms{longer}, then {target['tpot_ms']:g} ms per token"
 
 
 def times(found: dict[str, float | None]) -> str:
