@@ -30,6 +30,7 @@ from load.data.kinds import Kind
 FOLDER = Path(__file__).parent
 AZURE, MOONCAKE = "azure_conv_2023", "mooncake_conversation"
 JITTER_S = 5.0  # users who come for one reason come in the same seconds, not at the same moment
+APART = np.uint64(0x9E3779B97F4A7C15)  # odd, so that each user has a number of their own
 DAY_S, HOUR_S, MINUTE_S = 86_400.0, 3_600.0, 60.0
 
 
@@ -43,6 +44,7 @@ class Trace:
     output_tokens: NDArray[np.int64]  # (n,) at least 1
     classes: NDArray[np.intp] | None = None  # (n,) which of `kinds`; None: they say nothing
     kinds: tuple[Kind, ...] = ()
+    sessions: NDArray[np.uint64] | None = None  # (n,) hashes of conversations; 0: of none
 
     def __len__(self) -> int:
         return len(self.at_s)
@@ -65,6 +67,7 @@ class Trace:
             prompt_tokens=self.prompt_tokens[rows],
             output_tokens=self.output_tokens[rows],
             classes=None if self.classes is None else self.classes[rows],
+            sessions=None if self.sessions is None else self.sessions[rows],
         )
 
 
@@ -94,18 +97,27 @@ def scaled(trace: Trace, factor: float, rng: np.random.Generator) -> Trace:
     near = _neighbours(trace, source, rng)
     lengths = np.where(first, source, near)
     order = np.argsort(at_s, kind="stable")
-    return trace.like(lengths[order], at_s[order])
+    found = trace.like(lengths[order], at_s[order])
+    if trace.sessions is None:
+        return found
+    # A copy's conversation is another one, of the same course: that of as many-eth a user.
+    copy = np.arange(len(source)) - np.searchsorted(source, source)
+    sessions = trace.sessions[source]
+    sessions = np.where(sessions, sessions ^ copy.astype(np.uint64) * APART, 0)
+    return replace(found, sessions=sessions[order])
 
 
 def joined(one: Trace, other: Trace) -> Trace:
     """The requests of two traces of the same kinds, one's after the other's: not by their time."""
     classes = [part.classes for part in (one, other) if part.classes is not None]
+    sessions = [part.sessions for part in (one, other) if part.sessions is not None]
     return replace(
         one,
         at_s=np.concatenate([one.at_s, other.at_s]),
         prompt_tokens=np.concatenate([one.prompt_tokens, other.prompt_tokens]),
         output_tokens=np.concatenate([one.output_tokens, other.output_tokens]),
         classes=np.concatenate(classes) if classes else None,
+        sessions=np.concatenate(sessions) if sessions else None,
     )
 
 

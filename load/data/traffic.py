@@ -30,6 +30,7 @@ class Traffic:
     rows: NDArray[np.intp]  # (n,) of the outcome table
     classes: NDArray[np.intp]  # (n,) index into `kinds`
     kinds: tuple[Kind, ...] = (UNSAID,)  # what those of each class say of themselves
+    sessions: NDArray[np.uint64] | None = None  # (n,) hashes of conversations; 0: of none
 
     def __post_init__(self) -> None:
         n = len(self.at_s)
@@ -60,7 +61,8 @@ class Traffic:
     def rows_of(self, first: int, end: int) -> Traffic:
         """Some that follow each other."""
         columns: Any = {name: getattr(self, name)[first:end] for name in COLUMNS}
-        return replace(self, **columns)
+        sessions = None if self.sessions is None else self.sessions[first:end]
+        return replace(self, **columns, sessions=sessions)
 
 
 COLUMNS = ("at_s", "prompt_tokens", "output_tokens", "rows", "classes")
@@ -71,4 +73,7 @@ def joined(one: Traffic, later: Traffic) -> Traffic:
     columns: Any = {
         name: np.concatenate([getattr(one, name), getattr(later, name)]) for name in COLUMNS
     }
-    return replace(one, **columns)
+    if one.sessions is None and later.sessions is None:
+        return replace(one, **columns)
+    each = [np.zeros(len(p), np.uint64) if p.sessions is None else p.sessions for p in (one, later)]
+    return replace(one, **columns, sessions=np.concatenate(each))

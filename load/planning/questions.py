@@ -132,4 +132,5 @@ def traffic_of(file: TraceFile, questions: Questions, rng: np.random.Generator) 
         rows=rows,
         classes=np.zeros(len(trace), np.intp) if trace.classes is None else trace.classes,
         kinds=trace.kinds or (UNSAID,),
+        sessions=trace.sessions,
     )

@@ -45,6 +45,10 @@ class Dated(Protocol):
     def since_1970(self) -> bool:
         """Whether it states dates."""
 
+    @property
+    def says_sessions(self) -> bool:
+        """Whether it says which conversations requests belong to."""
+
 
 def ruleset_of(site: Site, kinds: Sequence[Kind], questions: Questions) -> Ruleset | None:
     """None where nothing is said of requests, and nothing is ruled: they are plain then.
@@ -61,6 +65,7 @@ def ruleset_of(site: Site, kinds: Sequence[Kind], questions: Questions) -> Rules
         usual=site.limits,
         texts=questions.asked.texts,
         embeddings=None if encoder is None else _embedded(questions.asked, encoder),
+        session_state_s=site.settings.stated("router.session_state_s"),
     )
 
 
@@ -138,6 +143,7 @@ def assumed_of(
     if site.goes_by_the_clock and not trace.since_1970:
         yield UNDATED
     texts, said = questions.asked.texts is not None, said_by(kinds)
+    said += ("state",) * trace.says_sessions
     for rule in site.rules:
         unsaid = [name for name in signals(rule.when) if not _is_said(name, site, questions, said)]
         if unsaid:
@@ -174,9 +180,7 @@ def _is_said(name: str, site: Site, questions: Questions, said: Sequence[str]) -
         return questions.asked.texts is not None
     if name == "examples":
         return _embedded(questions.asked, _encoder_of(site)) is not None
-    if name in OF_KINDS:
-        return name in said
-    return name != "state"  # no trace says sessions
+    return name in said if name in (*OF_KINDS, "state") else True
 
 
 def signals(when: Mapping[str, Any]) -> list[str]:

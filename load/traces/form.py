@@ -34,6 +34,7 @@ class Columns:
     outcome_rows: Floats | None = None  # (n,) of the outcome table
     classes: NDArray[np.intp] | None = None  # (n,) which of `kinds`; None: they say nothing
     kinds: tuple[Kind, ...] = ()
+    sessions: NDArray[np.uint64] | None = None  # (n,) hashes; 0: of none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ class TraceParts:
         self.left_out: Counter[str] = Counter()
         self.outcome_rows: NDArray[np.intp] | None = None  # all that are asked about, once each
         self.kinds: tuple[Kind, ...] = ()  # of all parts
+        self.says_sessions = False  # whether any part does
         self.clock_s, self.since_1970 = UNDATED_S, False  # as of `TraceFile`
         self._silent = False  # whether any part says nothing
         self._kept: list[TraceFile] = []
@@ -53,6 +54,7 @@ class TraceParts:
 
     def _note(self, part: TraceFile) -> None:
         self.left_out.update(part.left_out)
+        self.says_sessions |= part.trace.sessions is not None
         self.kinds = part.trace.kinds or self.kinds  # those of earlier parts, and its own
         self._silent |= part.trace.classes is None
         if not len(part.trace):

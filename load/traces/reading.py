@@ -74,6 +74,11 @@ class TraceFile:
         return datetime.fromtimestamp(self.began_s, UTC) if self.since_1970 else None
 
     @property
+    def says_sessions(self) -> bool:
+        """Whether it says which conversations requests belong to."""
+        return self.trace.sessions is not None
+
+    @property
     def clock_s(self) -> float:
         """Unix time of its beginning, as far as it says: of one without dates see `UNDATED_S`."""
         return self.began_s if self.since_1970 else UNDATED_S + self.began_s
@@ -202,6 +207,7 @@ def _checked(
             output,
             None if columns.classes is None else columns.classes[order],
             columns.kinds,
+            None if columns.sessions is None else columns.sessions[order],
         ),
         format=form.name,
         rows=n,

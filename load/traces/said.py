@@ -1,9 +1,9 @@
-"""What a trace's rows say of their requests: tenant, task, tags, modality, criticality.
+"""What a trace's rows say of their requests: tenant, task, tags, modality, criticality, session.
 
     columns ──distinct values, each checked once──▶ kinds, and which one each row is of
 
 A value has to be what a request may say: what a router would refuse is refused here, with its row.
-Nothing there is nothing said.
+Nothing there is nothing said. Sessions are many: a row has its session's hash, and no kind.
 """
 
 from __future__ import annotations
@@ -20,8 +20,17 @@ from load.data.kinds import KINDS_MAX, Kind
 from load.errors import TraceRefused
 from load.traces.fields import LISTED, Fields
 from serve.errors import InvalidRequest
-from serve.routing.request import TENANT_BYTES_MAX, modality_of, text_of, word, words
+from serve.routing.request import (
+    NAME_BYTES_MAX,
+    TENANT_BYTES_MAX,
+    modality_of,
+    text_of,
+    word,
+    words,
+)
+from serve.shared_memory import hash_of
 
+SESSION = "session"
 BETWEEN_TAGS = ";"  # where they are one text, as in CSV
 
 
@@ -35,7 +44,7 @@ def kinds_of(fields: Fields) -> tuple[NDArray[np.intp] | None, tuple[Kind, ...]]
     number, said = np.zeros(fields.n, np.intp), {}
     for name in there:
         codes, texts = fields.coded(name)
-        said[name] = codes, _checked(fields, name, codes, texts)
+        said[name] = codes, _checked(fields, name, codes, texts, COLUMNS[name])
         # Renumbered at once: products of many columns' counts would overflow.
         number = np.unique(number * len(texts) + codes, return_inverse=True)[1]
     _, first, number = np.unique(number, return_index=True, return_inverse=True)
@@ -47,6 +56,16 @@ def kinds_of(fields: Fields) -> tuple[NDArray[np.intp] | None, tuple[Kind, ...]]
         for row in first[order[: KINDS_MAX + 1]].tolist()
     )
     return rank[number], kinds
+
+
+def sessions_of(fields: Fields) -> NDArray[np.uint64] | None:
+    """Hashes (n,) of the conversations that rows belong to, 0 of none. Raises TraceRefused."""
+    if SESSION not in fields:
+        return None
+    codes, texts = fields.coded(SESSION)
+    _checked(fields, SESSION, codes, texts, partial(text_of, NAME_BYTES_MAX, SESSION))
+    hashes = [int.from_bytes(hash_of(text)[:8], "little") if text else 0 for text in texts]
+    return np.array(hashes, np.uint64)[codes]
 
 
 def numbered(file: str, known: dict[Kind, int], kinds: tuple[Kind, ...]) -> NDArray[np.intp]:
@@ -65,12 +84,18 @@ def numbered(file: str, known: dict[Kind, int], kinds: tuple[Kind, ...]) -> NDAr
     return found
 
 
-def _checked(fields: Fields, name: str, codes: NDArray[np.intp], texts: list[str]) -> list[Any]:
+def _checked(
+    fields: Fields,
+    name: str,
+    codes: NDArray[np.intp],
+    texts: list[str],
+    check: Callable[[str], Any],
+) -> list[Any]:
     """Distinct texts as what they mean; each is refused with the first row that has it."""
     found = []
     for code, text in enumerate(texts):
         try:
-            found.append(COLUMNS[name](text))
+            found.append(check(text))
         except InvalidRequest as error:
             row = int((codes == code).argmax())
             fields.refuse(name, row, f"is {text[:40]!r}: {error.limit} is due")

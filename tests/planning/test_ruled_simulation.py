@@ -287,6 +287,28 @@ def test_signals_of_texts_are_those_of_the_outcome_tables_rows(tmp_path, when):
     assert np.array_equal(found.requests.fate == Fate.RULED_OUT, found.traffic.rows % 2 == 1)
 
 
+def test_a_session_stays_in_the_state_that_a_rule_puts_it_into(tmp_path):
+    """
+    From its next request on, by tenant; requests without a session are always new.
+    """
+    more = (
+        '[[rules]]\nname = "long"\nwhen = { tokens_min = 5000 }\nstate = "long"\n'
+        f'[[rules]]\nname = "stays"\nwhen = {{ state = "long" }}\npin = "{SMALL}"\n'
+    )
+    site, file = site_with(tmp_path, more), trace_of(n=60, span_s=60.0, kinds=(ACME, OTHER))
+    sessions = np.array([0, 0, 7, 7, 0, 0], np.uint64)[np.arange(60) % 6]
+    file = replace(file, trace=replace(file.trace, sessions=sessions))
+    found = run(site, file)
+    models = models_of(found, site)
+    # Every tenth is long: of session 7 number 20 of the first kind, and never one of the second.
+    acme = (sessions == 7) & (file.trace.classes == 0)
+    late = np.arange(60) > 20
+    assert set(models[acme & late]) == {SMALL}
+    assert found.ruled.met == {"long": 6, "stays": (acme & late).sum()}
+    kinds, questions = file.trace.kinds, questions_of(site.catalogue, None, file)
+    assert [*assumed_of(site, file, kinds, questions)] == [UNDATED]
+
+
 def test_what_nobody_says_is_told_by_rule(tmp_path):
     """
     And by budget; of the guard, that too little is known.

@@ -90,6 +90,32 @@ def test_json_lines_may_say_something_in_some_lines_alone(tmp_path):
         assert {part.trace.kinds for part in parts} == {parts.kinds}
 
 
+def test_sessions_are_told_apart_and_copies_have_their_own(tmp_path):
+    """
+    However many there are; in parts as in the whole; nobody's is nobody's.
+    """
+    rows = (f"{i},10,5,{'' if i % 5 == 0 else f's{i // 10}'}" for i in range(60))
+    path = csv_of(tmp_path, *rows, head="arrival_s,input_tokens,output_tokens,session")
+    trace = read_file(path).trace
+    assert len(set(trace.sessions.tolist())) == 7
+    assert np.array_equal(trace.sessions == 0, np.arange(60) % 5 == 0)
+    parts = TraceParts(str(path), Scaling(), 0, 7)
+    assert parts.says_sessions
+    assert np.array_equal(np.concatenate([p.trace.sessions for p in parts]), trace.sessions)
+    twice = traces.scaled(trace, 2.0, np.random.default_rng(0))
+    assert len(set(twice.sessions.tolist())) == 13
+    assert np.unique(twice.sessions, return_counts=True)[1].tolist() == [24, *[8] * 12]
+    with pytest.raises(TraceRefused, match=r"line 2, `session` is .*at most"):
+        read_file(
+            csv_of(
+                tmp_path,
+                f"0,1,1,{'x' * 200}",
+                "1,1,1,",
+                head="arrival_s,input_tokens,output_tokens,session",
+            )
+        )
+
+
 def test_too_many_kinds_are_refused(tmp_path, monkeypatch):
     """
     Also where no part alone has too many.
@@ -116,12 +142,14 @@ def test_a_decision_log_says_tenants_tasks_and_tags(tmp_path):
         "tenant": pa.array(["acme", "", "acme", "beta"]),
         "task": pa.array(["", "sum", "", None]),
         "tags": pa.array([["a", "b"], [], ["a", "b"], None], pa.list_(pa.string())),
+        "session": pa.array(["s", "", "s", None]),
         "outcome_output_tokens": pa.array([5.0] * n),
     }
     pq.write_table(pa.table(blank), tmp_path / "log.parquet")
     file = read_file(tmp_path / "log.parquet")
     assert file.format == "fairlead" and file.since_1970 and file.clock_s == 1_760_000_000.0
     assert kinds_by_row(file.trace) == [ACME, Kind(task="sum"), ACME, Kind(tenant="beta")]
+    assert (file.trace.sessions > 0).tolist() == [True, False, True, False]
 
 
 def test_more_users_are_of_the_kinds_that_there_are(tmp_path):

@@ -27,6 +27,7 @@ from serve.routing.live import Live
 from serve.routing.request import WEIGHTS, RouteInput
 from serve.rules.rulebook import Rulebook
 from serve.rules.ruling import Ruled, Ruling, View
+from serve.sessions.states import SessionStates
 
 Numbers = NDArray[np.intp]  # (n,) positions in the traffic
 Weights = tuple[float, float, float, float]  # quality, US dollars, seconds, kilojoules
@@ -104,6 +105,7 @@ class Ruleset:
     # site's own encoder. None: there are none.
     texts: Sequence[str | None] | None = None
     embeddings: NDArray[np.float32] | None = None
+    session_state_s: float = 86_400.0  # after which a silent session is new again
 
 
 class Ruler:
@@ -111,7 +113,10 @@ class Ruler:
 
     def __init__(self, ruleset: Ruleset, preference: Weights) -> None:
         self._of = ruleset
-        self._ruling = Ruling(ruleset.rulebook, WEIGHTS)
+        states, book = None, ruleset.rulebook
+        if book.states:
+            states = SessionStates(book.states, ruleset.session_state_s)
+        self._ruling = Ruling(book, WEIGHTS, states)
         self._usual = {**ruleset.usual, "weights": preference}
         self._said = lru_cache(KEPT)(self._made)
 
@@ -129,6 +134,8 @@ class Ruler:
         about = traffic.rows[rows] if texts is not None else np.zeros(len(rows), np.intp)
         each = zip(traffic.classes[rows].tolist(), about.tolist(), strict=True)
         asked = [self._said(kinds[of], row) for of, row in each]
+        if traffic.sessions is not None and self._of.rulebook.states:
+            asked = list(map(_of_session, asked, traffic.sessions[rows].tolist()))
         refused: dict[int, ServeError] = {}
         embeddings = self._of.embeddings
         found = self._ruling.apply(
@@ -141,6 +148,10 @@ class Ruler:
             refused,
         )
         return found, refused
+
+
+def _of_session(asked: RouteInput, session: int) -> RouteInput:
+    return RouteInput.of({**vars(asked), "session": f"{session:x}"}) if session else asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

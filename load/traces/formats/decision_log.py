@@ -10,7 +10,7 @@ import numpy as np
 
 from load.traces.fields import Fields
 from load.traces.form import Columns, Format
-from load.traces.said import kinds_of
+from load.traces.said import SESSION, kinds_of, sessions_of
 
 OUTPUT = "outcome_output_tokens"
 
@@ -30,6 +30,7 @@ def read(fields: Fields) -> Columns:
         output_tokens=output,
         classes=classes,
         kinds=kinds,
+        sessions=sessions_of(fields),
     )
 
 
@@ -39,9 +40,9 @@ FORMATS = (
         about="Fairlead's decision log, by `fairlead decisions export --outcomes`",
         containers=("parquet",),
         needs=("decision_id", "decided_at_ms", "model", "propensity", "prompt_tokens"),
-        reads=(OUTPUT, "tenant", "task", "tags"),
-        rules="Tenants, tasks and tags are kept, with those that rules added. Lengths that nobody "
-        "said are taken from the others at random, and counted.",
+        reads=(OUTPUT, "tenant", "task", "tags", SESSION),
+        rules="Tenants, tasks, tags (with those that rules added) and sessions are kept. Lengths "
+        "that nobody said are taken from the others at random, and counted.",
         read=read,
     ),
 )

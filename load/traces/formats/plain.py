@@ -10,7 +10,7 @@ import numpy as np
 from load.traces.fields import Fields
 from load.traces.files import Container
 from load.traces.form import Columns, Format
-from load.traces.said import COLUMNS, kinds_of
+from load.traces.said import COLUMNS, SESSION, kinds_of, sessions_of
 
 CONTAINERS: tuple[Container, ...] = ("csv", "jsonl", "parquet")
 
@@ -42,10 +42,11 @@ def _columns(fields: Fields, at_s: np.ndarray, prompt_tokens: str, *, since_1970
         outcome_rows=outcome_rows,
         classes=classes,
         kinds=kinds,
+        sessions=sessions_of(fields),
     )
 
 
-OPTIONAL = ("duration_s", "outcome_row", *COLUMNS)
+OPTIONAL = ("duration_s", "outcome_row", *COLUMNS, SESSION)
 FORMATS = (
     Format(
         name="plain",
@@ -56,7 +57,7 @@ FORMATS = (
         rules="`arrival_s` is seconds or a date and time. `outcome_row` (optional): which row of "
         "the outcome table a request asks about. `duration_s` (optional) is checked. Optional, "
         "what requests say: `tenant`, `task`, `tags` (a list, or separated by `;`), `modality`, "
-        "`criticality`.",
+        "`criticality`, `session`.",
         read=read,
     ),
     Format(
