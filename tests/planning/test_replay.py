@@ -349,6 +349,10 @@ WRONG = [
     (["replay", "azure", "--target", "http:///v1"], "'http:///v1' is neither HOST:PORT"),
     (["replay", "azure", "--target", "h:1", "--ca", __file__], "holds no certificates as PEM"),
     (["replay", "azure", "--target", "h:1", "--report", "/no/where.html"], "is there a folder /no"),
+    (
+        ["simulate", "azure", "--from-s", "60", "--to-s", "30"],
+        "30 is not after --from-s, which is 60",
+    ),
     (["simulate", "azure", "--report", "."], ". is a folder: name a file"),
     (["simulate", "azure", "--report", "a.json"], "name the page, as a.html"),
     (["plan", "azure", "--out", "/no/where.toml"], "is there a folder /no"),

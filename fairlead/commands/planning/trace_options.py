@@ -82,6 +82,11 @@ class Stretch:
     to_s: float
     seed: int
 
+    def __post_init__(self) -> None:
+        if self.to_s <= self.from_s:
+            what = f"{self.to_s:g} is not after --from-s, which is {self.from_s:g}"
+            raise typer.BadParameter(what, param_hint="--to-s")
+
     @property
     def scaling(self) -> Scaling:
         """The same as traces are made of traces by."""
