@@ -136,6 +136,7 @@ def test_what_rules_refuse_is_counted_by_rule_and_is_no_miss(tmp_path):
     acme = said["by"]["tenant"]["acme"]
     assert (acme["requests"], acme["ruled_out"], acme["within_target"]) == (100, 20, 1.0)
     assert said["by"]["task"]["sum"]["within_target"] is None
+    assert set(said["series"]["within_target"]) == {1.0, None}
 
 
 def test_rules_that_nobody_meets_change_nothing(tmp_path):
