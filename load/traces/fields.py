@@ -10,7 +10,7 @@ The one rule: a value that can't be what it should be is refused with its place,
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -43,12 +43,11 @@ class Fields:
         file: str,
         columns: dict[str, Any],
         n: int,
-        counted_from: int | None,
-        lines: Sequence[int] = (),
+        line_of: Callable[[int], int] | None = None,
         first_row: int = 0,
     ) -> None:
-        """`counted_from`: the line of row 0, None where files have no lines; or all `lines`."""
-        self._file, self._from, self._lines = file, counted_from, lines
+        """`line_of`: where a row of the file is; None where files have no lines."""
+        self._file, self._line_of = file, line_of
         self._first = first_row  # of the file's rows
         self._columns = {name: _plain(column) for name, column in columns.items()}
         self.n, self.time_name = n, ""  # the column that times were taken from
@@ -62,10 +61,10 @@ class Fields:
 
     def place(self, row: int) -> str:
         """Where a row is, as an editor shows it."""
-        if self._lines:
-            return f"line {self._lines[row]}"
         row += self._first
-        return f"row {row} (the first is 0)" if self._from is None else f"line {row + self._from}"
+        if self._line_of is None:
+            return f"row {row} (the first is 0)"
+        return f"line {self._line_of(row)}"
 
     def present(self, name: str) -> NDArray[np.bool_]:
         """Which rows (n,) say anything there."""
@@ -225,9 +224,10 @@ def _plain(column: Any) -> Any:
 
 
 def _number(value: object) -> float:
+    """As a column of them is read: Python's own takes 1_000, too."""
     if isinstance(value, bool):
         raise TypeError(value)
-    return float(value)  # type: ignore[arg-type]  # refused where it can't
+    return float(pc.cast(pa.scalar(value), pa.float64()).as_py())
 
 
 def _looks_like_number(column: Any) -> bool:

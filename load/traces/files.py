@@ -17,6 +17,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn, cast
@@ -116,10 +117,10 @@ def _fields_of(
         return
     parquet = head.container == "parquet"
     tables = _parquet_tables(path, written) if parquet else _csv(path, head, written)
-    row, counted_from = 0, None if parquet else 2
+    row, line_of = 0, None if parquet else partial(_csv_line, path, head)
     for table in _regrouped(tables, rows_max):
         columns = {name: table[name].combine_chunks() for name in table.column_names}
-        yield Fields(path.name, columns, len(table), counted_from, first_row=row)
+        yield Fields(path.name, columns, len(table), line_of, first_row=row)
         row += len(table)
 
 
@@ -219,6 +220,19 @@ def _csv(path: Path, head: Head, written: Mapping[str, str]) -> Iterator[pa.Tabl
             _refuse_csv(path, head, error)
 
 
+def _csv_line(path: Path, head: Head, row: int) -> int:
+    """Where a row begins: empty lines are none, and a text in quotes may have several."""
+    with _text(path) as file:
+        rows = csv.reader(file, delimiter=head.separator)
+        next(rows)
+        before, left = rows.line_num, row
+        for values in rows:
+            if values and not left:
+                break
+            before, left = rows.line_num, left - bool(values)
+        return before + 1
+
+
 def _refuse_csv(path: Path, head: Head, error: pa.ArrowInvalid) -> NoReturn:
     """With the first line that has another number of values than the head."""
     with _text(path) as file:
@@ -272,7 +286,7 @@ def _fields(
             values[name].append(_at(found, where))
     columns = {name: _array(path.name, name, of, lines) for name, of in values.items()}
     there = {name: one for name, one in columns.items() if one.null_count < len(one)}
-    return Fields(path.name, there, len(lines), None, lines)
+    return Fields(path.name, there, len(lines), lines.__getitem__)
 
 
 def _at(found: Any, name: str) -> Any:
