@@ -6,7 +6,8 @@
 
 Each pool is sized for the time at which a replica that is started now will be ready. What a price
 above zero says is that capacity is worth more than its GPU: that a replica carries less than it was
-thought to. So while a model's pools all have a price m, its work counts for more,
+thought to. So while a model's pools all have a price m, though they are thought to have room, its
+work counts for more,
 
     correction ← min(1.3, correction · exp(0.1 · min(m, 1) · minutes)),   else halves in 5 minutes
 
@@ -129,7 +130,8 @@ class Planner:
         said += self._demand.observe(at_s, self._sizable(observed.demands))
         said += self._read_prices(observed)
         self._sizing.learn(observed.quality, observed.criticality)
-        self._corrections.observe(at_s, observed.pools)
+        thought = self._sizing.fullness(observed.pools)
+        self._corrections.observe(at_s, observed.pools, thought)
         said += self._observe_starts(observed, before)
         limits, gpus = self._limits(observed)
         now = {pool: before.replicas.get(pool, 0) for pool in self._pools}

@@ -26,12 +26,14 @@ def priced(a: float, b: float | None = None, c: float = 0.0, ready: int = 1) -> 
     return {name: PoolCondition(ready=ready, price=price) for name, price in given.items()}
 
 
-def after(minutes: float, conditions: dict, found: Corrections | None = None, step_s=10.0):
+def after(
+    minutes: float, conditions: dict, found: Corrections | None = None, step_s=10.0, **fullness
+):
     found = found or Corrections(POOLS)
     at_s = found.as_dict()["at_s"] or 0.0
-    found.observe(at_s, conditions)
+    found.observe(at_s, conditions, fullness)
     for k in range(round(minutes * 60.0 / step_s)):
-        found.observe(at_s + (k + 1) * step_s, conditions)
+        found.observe(at_s + (k + 1) * step_s, conditions, fullness)
     return found
 
 
@@ -67,11 +69,27 @@ def test_one_pool_with_room_is_room_for_all():
     assert after(5, {}).factors() == {"m": 1.0, "other": 1.0}
 
 
+def test_where_a_pool_is_thought_to_be_full_its_price_says_nothing_new():
+    """Replicas are still to come, or requests to go elsewhere: that was to be expected."""
+    assert after(5, priced(1.0), a=1.0, b=0.2).factors()["m"] == 1.0
+    assert after(5, priced(1.0), a=0.9, b=0.2).factors()["m"] == CORRECTION_MAX
+    gone = priced(1.0) | {"a": PoolCondition(ready=0, price=1.0)}
+    assert after(5, gone, a=1.0, b=0.2).factors()["m"] == CORRECTION_MAX
+
+
+def test_a_correction_ends_where_it_explains_the_price():
+    """A pool that carries a fifth less than was thought is thought full at 1.25."""
+    found = Corrections(POOLS)
+    for k in range(60):
+        found.observe(10.0 * k, priced(1.0), {"a": 0.8 * found.factors()["m"]})
+    assert found.factors()["m"] == pytest.approx(1.25, rel=0.03)
+
+
 def test_a_silence_says_nothing_about_its_time():
     """An hour between two steps counts for a minute; and time never goes back."""
     found = Corrections(POOLS)
     for at_s in (0.0, 3600.0, 1800.0):
-        found.observe(at_s, priced(1.0))
+        found.observe(at_s, priced(1.0), {})
     assert found.factors()["m"] == round(math.exp(0.1), 2)
 
 
@@ -94,5 +112,5 @@ def test_whatever_the_prices_it_stays_between_its_bounds(steps):
     found, at_s = Corrections(POOLS), 0.0
     for passed_s, price in steps:
         at_s += passed_s
-        found.observe(at_s, {} if price is None else priced(price))
+        found.observe(at_s, {} if price is None else priced(price), {})
         assert all(1.0 <= factor <= CORRECTION_MAX for factor in found.factors().values())

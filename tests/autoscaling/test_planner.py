@@ -438,6 +438,16 @@ def test_a_price_that_lasts_brings_more():
     assert capacity(later, "small") < 0.95 * capacity(grown, "small")
 
 
+def test_a_price_where_no_more_fits_than_was_thought_brings_nothing():
+    """All replicas carry ten times what they were thought to: that they have a price is no news."""
+    calm, full = World(), World()
+    for world in (calm, full):
+        world.run(1200, small=200.0)
+    for name, n in full.plans[-1][1].items():
+        full.changed(name, ready=n, price=2.0, requests_per_s=2000.0 * n)
+    assert full.run(600, small=200.0) == calm.run(600, small=200.0)
+
+
 def test_one_pool_with_room_means_that_nothing_is_scarce():
     """Requests can go there: the other's price says where, not how many."""
     calm, half = World(), World()

@@ -16,6 +16,7 @@ from infra.autoscaling.contract import PoolCondition
 from infra.autoscaling.sizing.requirement import (
     Requirement,
     capacity_shortfall,
+    fullness,
     pools_to_keep,
     requirement_of,
 )
@@ -51,6 +52,12 @@ def test_replicas_stay_until_those_that_replace_them_are_ready():
     assert pools_to_keep(ALIKE, wanted, {"a": there(3), "b": there(0)}) == {"a", "b"}
     assert pools_to_keep(ALIKE, wanted, {"a": there(3), "b": there(2)}) == {"a", "b"}
     assert pools_to_keep(ALIKE, wanted, {"a": there(3), "b": there(3)}) == set()
+
+
+def test_how_full_a_pool_is_thought_to_be():
+    """2.4 requests/s of half a second for two replicas, each of which may have 0.8 of a second."""
+    pools = {"a": replace(there(2), requests_per_s=2.4), "b": there(0), "new": there(1)}
+    assert fullness(required(2), pools) == {"a": pytest.approx(0.75)}
 
 
 def test_what_waits_for_another_model_stays_too():

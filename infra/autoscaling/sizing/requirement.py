@@ -1,5 +1,6 @@
 """What is required of each pool, and whether what is there carries it.
 
+    fullness            what ready replicas are thought to carry now, of what they are planned to
     capacity shortfall  what is there, or starting, carries less than is expected: grow at once
     pools to keep       what remains would carry less than is carried now: nothing shrinks yet
 
@@ -53,6 +54,17 @@ def requirement_of(replicas: Mapping[str, int], lead_s: Mapping[str, float]) -> 
         rate=dict(none),
         lead_s=dict(lead_s),
     )
+
+
+def fullness(required: Requirement, pools: Mapping[str, PoolCondition]) -> dict[str, float]:
+    """Of each pool with ready replicas; of the last minute's decisions and mean requests as
+    planned.
+    """
+    return {
+        name: pool.requests_per_s * required.work_s[name] / (pool.ready * required.load_max[name])
+        for name, pool in pools.items()
+        if pool.ready and name in required.work_s
+    }
 
 
 def pools_to_keep(

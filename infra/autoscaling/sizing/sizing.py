@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.autoscaling.contract import PoolCondition
 from infra.autoscaling.demand.expected import ExpectedDemand
 from infra.autoscaling.demand.workload import Unknown, Workload, by_model, summed, workload_of
 from infra.autoscaling.sizing.cold_starts import stated_s
 from infra.autoscaling.sizing.mix import Ask, Mix, MixOptions, Offer, Unmet, cheapest
-from infra.autoscaling.sizing.requirement import Requirement, requirement_of
+from infra.autoscaling.sizing.requirement import Requirement, fullness, requirement_of
 from infra.autoscaling.sizing.solution_cache import Problem, SolutionCache, SolutionCacheOptions
 from infra.autoscaling.sizing.stabilisation import Limits
 from infra.capacity.fleet import PoolPlan
@@ -126,6 +127,11 @@ class Sizing:
         required = self._last.required or requirement_of(unchanged, self.lead_s)
         required.demand_now = by_model(load.keys, load.rate_now)
         return required
+
+    def fullness(self, pools: Mapping[str, PoolCondition]) -> dict[str, float]:
+        """What ready replicas are thought to carry now, of what they are planned to."""
+        required = self._last.required
+        return {} if required is None else fullness(required, pools)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
