@@ -30,7 +30,7 @@ from load.simulation.warm_start import estimated_quality
 from streams.errors import OptionRefused
 
 Floats = NDArray[np.float64]
-OPTIONS = MixOptions(horizon_s=3600.0, change_usd=0.0, gap=1e-4, nodes_max=2000)
+OPTIONS = MixOptions(horizon_s=3600.0, change_usd=0.0, gap=1e-4, nodes_max=2000, dearer=0.0)
 UNMET_USD = 1e6  # per hour, of all requests: refusing is no way to save
 ROUNDS = 3  # how full a pool may be depends on its replicas: solved anew so often
 NEVER_FULL = 1e6

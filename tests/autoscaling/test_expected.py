@@ -74,6 +74,14 @@ def test_what_is_expected_is_not_less_than_what_is():
     assert found.rates(900.0)[KEY].upper >= 60.0
 
 
+def test_what_comes_already_is_likely_and_half_of_the_margin_is_not():
+    """After a jump the mean lags behind; without one it is in the middle of mean and upper."""
+    (jumped,) = observed(*[[wanted(10.0)]] * 60, [wanted(40.0)]).rates(240.0).values()
+    assert jumped.mean < 40.0 == jumped.least <= jumped.likely <= jumped.upper
+    (calm,) = observed(*[[wanted(10.0)]] * 60, [wanted(0.1)]).rates(240.0).values()
+    assert calm.likely == (calm.mean + calm.upper) / 2.0
+
+
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -1.0])
 def test_a_rate_that_is_none_is_said_and_the_last_one_holds(rate):
     found = observed(*[[wanted(5.0)]] * 6)

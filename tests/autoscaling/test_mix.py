@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +16,18 @@ from scipy.optimize import linprog
 from strategies import lightly
 
 from infra.autoscaling.sizing import mix as of_mixes
-from infra.autoscaling.sizing.mix import Ask, Mix, MixOptions, Offer, Unmet, cheapest
+from infra.autoscaling.sizing.mix import (
+    Ask,
+    Mix,
+    MixOptions,
+    Offer,
+    Unmet,
+    cheapest,
+    merged,
+    part_of,
+)
 
-EXACT = MixOptions(horizon_s=100.0, change_usd=0.5, gap=0.0, nodes_max=10_000)
+EXACT = MixOptions(horizon_s=100.0, change_usd=0.5, gap=0.0, nodes_max=10_000, dearer=0.0)
 
 
 def offer(**given) -> Offer:
@@ -135,6 +145,49 @@ def test_limits_hold_and_the_same_question_has_the_same_answer(instance):
         assert sum(used) <= there
 
 
+@given(instances())
+@lightly
+def test_the_nearest_mix_is_hardly_dearer_and_gives_nothing_away(instance):
+    """Between what runs and the best, with at most as many changes and a tenth more rent."""
+    asks, offers, gpus = instance
+    best, near = (cheapest(*instance, replace(EXACT, dearer=dearer)) for dearer in (0.0, 0.1))
+
+    def changes(mix: Mix) -> int:
+        return sum(abs(k - o.now) for k, o in zip(mix.replicas, offers, strict=True))
+
+    def rent_usd(mix: Mix) -> float:
+        return sum(k * o.usd_per_s for k, o in zip(mix.replicas, offers, strict=True))
+
+    def away_usd(mix: Mix) -> float:
+        lost = np.array([a.loss_usd_per_s for a in asks]).reshape(mix.shares.shape)
+        unmet = [a.unmet[0].usd for a in asks]
+        return float((lost * mix.shares).sum() * EXACT.horizon_s + mix.unmet @ np.array(unmet))
+
+    assert changes(near) <= changes(best)
+    assert rent_usd(near) <= 1.1 * rent_usd(best) + 1e-6
+    assert away_usd(near) <= away_usd(best) * 1.001 + 0.01
+    for k, o in enumerate(offers):
+        now = min(max(o.now, 0), o.most, gpus[o.gpu] // o.gpus_per_replica)
+        assert min(now, best.replicas[k]) <= near.replicas[k] <= max(now, best.replicas[k])
+
+
+@pytest.mark.parametrize("usd_per_s, replicas", [(0.0102, (2, 0)), (0.0104, (1, 1))])
+def test_what_runs_stays_where_another_pool_is_hardly_cheaper(usd_per_s, replicas):
+    """Two changes for two per cent of the rent are too many; of four per cent one replica changes."""
+    offers = [offer(usd_per_s=usd_per_s, now=2, start_usd=0.0), offer(start_usd=0.0)]
+    given = [ask(1.0, 1.0)], offers, {"g": 9}
+    options = MixOptions(horizon_s=1e3, gap=0.0)
+    assert cheapest(*given, replace(options, dearer=0.0)).replicas == (0, 2)
+    assert cheapest(*given, options).replicas == replicas
+
+
+def test_no_third_pool_is_started_because_that_is_fewer_replicas():
+    """Neither runs; two of the one are cheapest, and one of the other is hardly dearer."""
+    offers = [offer(start_usd=0.0), offer(start_usd=0.0, usd_per_s=0.0202)]
+    given = [ask(1.0, 0.5)], offers, {"g": 9}
+    assert cheapest(*given, MixOptions(horizon_s=1e3, change_usd=0.0, gap=0.0)).replicas == (2, 0)
+
+
 def mixed(*given) -> Mix:
     found = cheapest(*given, EXACT)
     assert found is not None
@@ -226,3 +279,34 @@ def test_standard_output_comes_back_when_solving_fails(monkeypatch, capfd):
     os.write(1, b"here")
     assert capfd.readouterr().out == "here"
     assert set(os.listdir("/proc/self/fd")) <= open_before  # what was garbage may be gone
+
+
+def test_what_seldom_comes_is_insured_where_that_is_cheapest():
+    """Half of the work is sure to come, and its own model answers it; half comes one time in ten."""
+    offers = [offer(usd_per_s=0.04), offer(usd_per_s=0.01)]
+    whole, half = ask(1.6, 1.6, loss=(0.0, 0.1)), np.array([0.5, 0.5])
+    (alone,) = cheapest([whole], offers, {"g": 9}, EXACT).shares.tolist()
+    assert alone == pytest.approx([1.0, 0.0])
+    parts = [part_of(whole, half), part_of(whole, half, chance=0.1)]
+    found = cheapest(parts, offers, {"g": 9}, EXACT)
+    assert found.replicas == (1, 1)
+    assert merged(found, parts, 2).shares.tolist() == [pytest.approx([0.5, 0.5])]
+
+
+def test_parts_add_up_to_the_whole():
+    """Also where pools look at other times, and so at other shares; who may not, may not."""
+    whole = ask(1.0, 2.0, loss=(0.3, math.inf), unmet=10.0)
+    share = np.array([0.75, 0.25])
+    one, two = part_of(whole, share), part_of(whole, 1.0 - share, chance=0.5)
+    assert np.add(one.work_per_s, two.work_per_s) == pytest.approx(whole.work_per_s)
+    assert one.loss_usd_per_s == pytest.approx((0.225, math.inf))
+    assert two.loss_usd_per_s == pytest.approx((0.0375, math.inf))
+    mix = Mix(
+        replicas=(1, 1),
+        shares=np.array([[1.0, 0.0], [0.0, 1.0]]),
+        unmet=np.array([0.0, 0.2]),
+        proved=True,
+    )
+    both = merged(mix, [one, two], 2)
+    assert both.shares.tolist() == [pytest.approx([0.75, 0.75])]
+    assert both.unmet.tolist() == pytest.approx([0.2 * (0.25 + 0.75) / 2])

@@ -348,6 +348,16 @@ def test_who_prefers_a_model_has_the_prompts_it_is_better_at():
     assert capacity(plan, "large") >= 200.0
 
 
+def test_for_the_half_of_a_margin_that_seldom_comes_a_small_model_stands_by():
+    """Twenty come, two minutes ago it was sixty: the large one is had for what is likely of that."""
+    world = World(planner=planner(PlannerOptions(sizing=SizingOptions(value_usd=0.002))))
+    for k in range(180):
+        world.step(demand("small", 30.0), demand("large", 60.0 if k // 12 % 2 else 20.0))
+    required = world.planner.as_dict()["sizing"]["needs"]
+    assert 0.75 < required["carried"]["large"] / required["demand"]["large"] < 1.0
+    assert required["unmet"] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_what_a_model_costs_more_is_that_of_those_who_ask(monkeypatch):
     """
     One long prompt in a thousand requests hardly changes what their mean costs.

@@ -120,13 +120,12 @@ class ExpectedDemand:
         joint = max(total.upper - total.mean, math.hypot(*margins.values()))
         part = min(1.0, joint / added) if added > 0.0 else 0.0
         ramp = self.series[ALL].forecast.ramp(in_s)
-        return {
-            key: Expected(
-                mean=one.mean,
-                upper=max(one.mean + part * margins[key], ramp * self.series[key].rate),
-            )
-            for key, one in each.items()
-        }
+        found = {}
+        for key, one in each.items():
+            least = ramp * self.series[key].rate
+            upper = max(one.mean + part * margins[key], least)
+            found[key] = Expected(mean=one.mean, upper=upper, least=least)
+        return found
 
     def asked(self) -> list[Key]:
         """The series whose requests still come."""

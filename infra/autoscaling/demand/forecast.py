@@ -78,6 +78,14 @@ class Expected:
 
     mean: float
     upper: float  # with the margin
+    least: float = 0.0  # what comes now, or will if a ramp goes on
+
+    @property
+    def likely(self) -> float:
+        """With half of the margin that much or less comes three times in four; but what is there
+        already is no margin.
+        """
+        return max((self.mean + self.upper) / 2.0, self.least)
 
 
 class Forecast:

@@ -64,6 +64,7 @@ class Workload:
 
     keys: list[AskKey]
     rate: Floats  # requests/s, with the margin
+    likely: Floats  # of them, without its upper half: what comes three times in four
     rate_now: list[float]  # of each ask
     work_s: Floats  # of a request
     cv2: Floats  # squared variation of it, within the ask
@@ -121,8 +122,11 @@ def workload_of(
     """
     keys, shares = _asks(demand)
     by_lead = {lead: demand.rates(lead) for lead in sorted(set(lead_s))}
-    rate = np.array([[by_lead[lead][key[:2]].upper for lead in lead_s] for key in keys], np.float64)
-    rate = rate.reshape(len(keys), len(lead_s)) * np.array(shares).reshape(-1, 1)
+    expected = [[by_lead[lead][key[:2]] for lead in lead_s] for key in keys]
+    rate = np.array([[one.upper for one in of_key] for of_key in expected], np.float64)
+    likely = np.array([[one.likely for one in of_key] for of_key in expected], np.float64)
+    share = np.array(shares).reshape(-1, 1)
+    rate, likely = (one.reshape(len(keys), len(lead_s)) * share for one in (rate, likely))
     fixed = np.array([key.fixed for key in keys], bool)
     rate[fixed] = np.maximum(rate[fixed], rate_least)
     kept = np.flatnonzero(rate.max(axis=1, initial=0.0) >= rate_least)
@@ -135,6 +139,7 @@ def workload_of(
     return Workload(
         keys=keys,
         rate=rate[kept],
+        likely=np.minimum(likely, rate)[kept],
         rate_now=[one.rate * shares[row] for one, row in zip(of, kept.tolist(), strict=True)],
         work_s=work_s * np.array(factors),
         cv2=_variation([one.prompt_cv2 for one in of], reading, unknown.cv2),

@@ -1,6 +1,6 @@
 """What is required of each pool: what is asked, made asks and offers of one integer programme.
 
-    Workload (asks, pools) ── by model ─────────────────▶ asks   ─┐
+    Workload (asks, pools) ── by model, likely or not ──▶ asks   ─┐
     quality lost where another model answers ─────────────────────┼─▶ mix of all ─▶ Requirement
     how full a pool may be, prices of GPUs, limits ─────▶ offers ─┘
 
@@ -24,7 +24,16 @@ from infra.autoscaling.contract import PoolCondition
 from infra.autoscaling.demand.expected import ExpectedDemand
 from infra.autoscaling.demand.workload import Unknown, Workload, by_model, summed, workload_of
 from infra.autoscaling.sizing.cold_starts import stated_s
-from infra.autoscaling.sizing.mix import Ask, Mix, MixOptions, Offer, Unmet, cheapest
+from infra.autoscaling.sizing.mix import (
+    Ask,
+    Mix,
+    MixOptions,
+    Offer,
+    Unmet,
+    cheapest,
+    merged,
+    part_of,
+)
 from infra.autoscaling.sizing.requirement import Requirement, fullness, requirement_of
 from infra.autoscaling.sizing.solution_cache import Problem, SolutionCache, SolutionCacheOptions
 from infra.autoscaling.sizing.stabilisation import Limits
@@ -39,6 +48,10 @@ WORK_LEAST = 1e-3  # replicas' worth: what is less drowns in the solver's tolera
 PREFERENCE_SHARE = 1e-3  # of a request's value: between equals the preferred model
 # Of all demand, that tells how much better a model is: all of it would say "without bound".
 SHARE_MAX = 0.8
+# How often the upper half of a margin comes, on average: from the 0.74 quantile to the 0.9 of a
+# normal distribution. So another model may answer it, where that is cheaper.
+CHANCE = 0.17
+PARTS = 2  # of what wants a model
 FULL_ALIKE = 0.05  # a pool may be fuller or emptier by so much than it was thought to
 
 
@@ -156,7 +169,7 @@ class Sizing:
         if (np.abs(np.array(again) - full) > FULL_ALIKE)[had].any():
             full = again
             mix = cheapest(asks, self._offers(full, problem, now), gpus, self._mix) or mix
-        return self._required(mix, load, full)
+        return self._required(merged(mix, asks, PARTS), load, full)
 
     def _full(self, load: Workload, counts: Sequence[int]) -> list[float]:
         """How full each pool may be with so many replicas, of those who want its model."""
@@ -196,8 +209,8 @@ class Sizing:
         return found
 
     def _asks(self, load: Workload, usd_per_hour: Mapping[str, float]) -> list[Ask]:
-        """One for each model that is wanted, and one more for those whom no other may answer; its
-        parts are the classes that want it.
+        """Two for each model that is wanted, and two more for those whom no other may answer: what
+        is likely to come, and the rest, of which a loss counts as often as that comes.
         """
         o = self._options
         usd = np.array([usd_per_s(pool, usd_per_hour) for pool in self._pools.values()])
@@ -221,13 +234,13 @@ class Sizing:
                 Unmet(share=float(one / each.sum()), usd=self._rank(load.keys[i][0]) * refused_usd)
                 for i, one in zip(of, each, strict=True)
             )
-            found.append(
-                Ask(
-                    work_per_s=tuple(np.maximum(asked, WORK_LEAST).tolist()),
-                    loss_usd_per_s=tuple((requests_per_s * loss).tolist()),
-                    unmet=parts,
-                )
+            whole = Ask(
+                work_per_s=tuple(np.maximum(asked, WORK_LEAST).tolist()),
+                loss_usd_per_s=tuple((requests_per_s * loss).tolist()),
+                unmet=parts,
             )
+            likely = load.likely[of].sum(axis=0) / np.maximum(requests_per_s, 1e-12)
+            found += [part_of(whole, likely), part_of(whole, 1.0 - likely, chance=CHANCE)]
         return found
 
     def _rank(self, class_name: str) -> float:
