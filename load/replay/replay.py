@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from load.data.kinds import UNSAID
 from load.data.tables import OutcomeTable
 from load.data.traces import Trace
 from load.replay.measured import BESIDE, STAGES, STEPS, Answers, Measured, Phase
@@ -104,14 +105,15 @@ def _part(
     return Part(
         at_s=trace.at_s[numbers],
         asked=[
-            Asked(number=number, prompt_tokens=prompt, output_tokens=output, row=row)
-            for number, prompt, output, row in zip(
-                numbers.tolist(),
-                trace.prompt_tokens[numbers].tolist(),
-                trace.output_tokens[numbers].tolist(),
-                about[numbers].tolist(),
-                strict=True,
+            Asked(
+                number=number,
+                prompt_tokens=int(trace.prompt_tokens[number]),
+                output_tokens=int(trace.output_tokens[number]),
+                row=int(about[number]),
+                kind=UNSAID if trace.classes is None else trace.kinds[trace.classes[number]],
+                session=_session(trace, number),
             )
+            for number in numbers.tolist()
         ],
         span_s=float(trace.at_s[-1]),
         warm_up_s=options.warm_up_s,
@@ -121,6 +123,12 @@ def _part(
         seed=options.seed * 1000 + i,
         keeps_each=options.keeps_each,
     )
+
+
+def _session(trace: Trace, number: int) -> str:
+    """The name of the conversation that a request belongs to; none: it belongs to none."""
+    known = 0 if trace.sessions is None else int(trace.sessions[number])
+    return f"{known:016x}" if known else ""
 
 
 def _play(

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import aiohttp
 import grpc
 
+from load.data.kinds import UNSAID, Kind
 from serve.proto.fairlead.v1 import dispatch_pb2, dispatch_pb2_grpc, router_pb2_grpc
 from serve.proto.fairlead.v1 import router_pb2 as pb
 from serve.routing.request import BYTES_PER_TOKEN
@@ -43,6 +44,8 @@ class Asked:
     prompt_tokens: int
     output_tokens: int
     row: int  # of the outcome table; −1: none
+    kind: Kind = UNSAID  # what it says of itself
+    session: str = ""  # the conversation that it belongs to
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,6 +96,16 @@ def prompt_of(asked: Asked, characters_max: int | None = None) -> str:
     return text[: min(characters, characters_max or characters)]
 
 
+def said_of(asked: Asked) -> dict[str, Any]:
+    """The fields of a RouteRequest that a request says of itself."""
+    kind = asked.kind
+    said: dict[str, Any] = {"session": asked.session} if asked.session else {}
+    if kind != UNSAID:
+        said |= {name: getattr(kind, name) for name in ("tenant", "task", "tags", "modality")}
+        said["criticality"] = pb.Criticality.Value(kind.criticality.name)
+    return said
+
+
 class RouteTarget:
     """Fairlead's router: a decision is all that is asked for."""
 
@@ -111,7 +124,9 @@ class RouteTarget:
         """One by `Route`, several by `RouteBatch`."""
         requests = [
             pb.RouteRequest(
-                text=prompt_of(one, TEXT_CHARACTERS_MAX), prompt_tokens=max(1, one.prompt_tokens)
+                text=prompt_of(one, TEXT_CHARACTERS_MAX),
+                prompt_tokens=max(1, one.prompt_tokens),
+                **said_of(one),
             )
             for one in asked
         ]
@@ -182,7 +197,7 @@ class DispatchTarget(RouteTarget):
     async def _one(self, asked: Asked) -> Answered:
         found = Answered()
         request = dispatch_pb2.DispatchRequest(
-            route=pb.RouteRequest(prompt_tokens=max(1, asked.prompt_tokens)),
+            route=pb.RouteRequest(prompt_tokens=max(1, asked.prompt_tokens), **said_of(asked)),
             messages=[dispatch_pb2.ChatMessage(role="user", content=prompt_of(asked))],
             options_json=json.dumps({"max_tokens": asked.output_tokens, **self._extra}),
         )
@@ -239,6 +254,7 @@ class OpenAiTarget:
             "messages": [{"role": "user", "content": prompt_of(asked)}],
             "max_tokens": asked.output_tokens,
             "stream": True,
+            **({"user": asked.kind.tenant} if asked.kind.tenant else {}),
             **self._extra,
         }
         try:

@@ -10,6 +10,7 @@ import math
 import ssl
 import threading
 import time
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -23,6 +24,8 @@ from waiting import PATIENCE_S
 from fairlead.channels import connect
 from fairlead.command_line import app
 from fairlead.commands.planning.replay import lines_of
+from learners.criticality import Criticality
+from load.data.kinds import Kind
 from load.data.traces import FOLDER, Trace, write
 from load.errors import TraceRefused
 
@@ -36,8 +39,11 @@ from load.replay.player import (
     TargetOptions,
     target_of,
 )
-from load.replay.replay import ReplayOptions, _figures, processes_for, replay
+from load.replay.replay import ReplayOptions, _figures, _part, processes_for, replay
 from load.replay.targets import Answered, Asked, DispatchTarget, OpenAiTarget, RouteTarget
+from serve.proto.fairlead.v1 import router_pb2 as pb
+
+SHEDDABLE = Criticality.SHEDDABLE
 
 
 def trace_of(n: int, per_s: float) -> Trace:
@@ -282,6 +288,71 @@ def test_a_router_that_wants_a_token_over_tls_gets_it(kind):
 
     assert seen == ["Bearer s3"]
     assert (found.failed, found.said) == ("PERMISSION_DENIED", "the token lacks the scope route")
+
+
+def asked_of_kinds():
+    """Two requests of a trace that says who asks, as a replay asks them."""
+    kind = Kind(tenant="acme", task="sum", tags=("a", "b"), modality="image", criticality=SHEDDABLE)
+    trace = replace(
+        trace_of(2, 10.0),
+        classes=np.array([0, 1]),
+        kinds=(Kind(), kind),
+        sessions=np.array([0, 255], np.uint64),
+    )
+    return _part(trace, None, None, ReplayOptions(target=TargetOptions(url="x")), 0, 1).asked
+
+
+SAID = {
+    "tenant": "acme",
+    "task": "sum",
+    "tags": ["a", "b"],
+    "modality": "image",
+    "session": "00000000000000ff",
+    "criticality": pb.SHEDDABLE,
+}
+
+
+@pytest.mark.parametrize("call", ["route", "dispatch"])
+def test_routers_are_told_what_a_trace_says_of_its_requests(call, monkeypatch):
+    """
+    Rules and budgets of tenants held in a simulation of a trace, and not in its replay.
+    """
+    seen = []
+
+    class Stub:
+        def __init__(self, channel):
+            pass
+
+        async def RouteBatch(self, batch, **how):
+            seen.extend(batch.requests)
+            return pb.RouteBatchReply(replies=[pb.RouteReply() for _ in batch.requests])
+
+        async def Dispatch(self, request, **how):
+            seen.append(request.route)
+            return
+            yield
+
+    monkeypatch.setattr("load.replay.targets.dispatch_pb2_grpc.DispatcherStub", Stub)
+    monkeypatch.setattr("load.replay.targets.router_pb2_grpc.RouterStub", Stub)
+    kind = DispatchTarget([None], 1.0, "", {}) if call == "dispatch" else RouteTarget([None], 1, "")
+    asyncio.run(kind.ask(asked_of_kinds()))
+
+    for request in seen:
+        request.ClearField("text")
+    assert seen == [pb.RouteRequest(prompt_tokens=20), pb.RouteRequest(prompt_tokens=20, **SAID)]
+
+
+def test_a_server_of_openais_api_is_told_the_tenant_as_its_user():
+    with server() as (url, seen):
+
+        async def ask():
+            target = OpenAiTarget(url, "tiny", PATIENCE_S, {})
+            await target.ask(asked_of_kinds())
+            await target.close()
+
+        asyncio.run(ask())
+
+    assert [body.get("user") for _, body in seen] == [None, "acme"]
 
 
 @pytest.mark.parametrize(
