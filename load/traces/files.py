@@ -42,6 +42,7 @@ ELSEWISE = {
 NO_ROWS = ("Empty CSV", "Could not skip initial 1 rows")  # a head alone; without an end of line
 SEPARATORS = ",;\t|"
 EMPTY = ["", "NaN", "nan", "null", "NULL", "None", "NA"]
+csv.field_size_limit(1 << 30)  # a column of prompts has more than csv takes by default
 VALUE = re.compile(r"[+-]?[\d.,:T /-]*\d[\d.,:TZ /+-]*")  # no name of a column looks like that
 
 

@@ -203,6 +203,7 @@ REFUSED = [
     ("another century", AZURE + "2150-01-01,1,1\n", "line 3, `TIMESTAMP` is after the year 2100"),
     ("an empty line before", PLAIN + "\n\n1,x,5\n", "line 5, `input_tokens` is 'x': a number is due"),
     ("lines in a text", "a," + PLAIN.replace("0,50", '"b\nb",0,50') + "c,1,x,5\n", "line 4, `input_t"),
+    ("a book before", "a," + PLAIN.replace("0,50", "b" * 140_000 + ",0,50") + "c,1,x,5\n", "line 3, `input_t"),
     ("a number of Python's", PLAIN + "1,1_000,5\n", "line 3, `input_tokens` is '1_000': a number"),
     ("half a token", PLAIN + "1,4,5.5\n", "line 3, `output_tokens` is 5.5"),
     ("no number", PLAIN + "1,4,five\n", "line 3, `output_tokens` is 'five': a number is due"),
