@@ -39,14 +39,16 @@ JsonOption = Annotated[bool, typer.Option(JSON, help="Print one JSON object and 
 
 def progress(text: str) -> None:
     """Say how far a command has come."""
-    console.print(f"[dim]{text}[/]", soft_wrap=True)  # lines of a log stay whole
+    console.print(f"[dim]{plain(text)}[/]", soft_wrap=True)  # lines of a log stay whole
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """A result for people, on standard output: long lines stay whole, for `grep`."""
+    """A result for people, on standard output: long lines stay whole, for `grep`. What others said
+    in them is `visible`.
+    """
     out = Console(width=100)
     for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        out.print(visible(line), highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Protocol
 
 import aiohttp
@@ -28,7 +29,7 @@ from serve.routing.request import BYTES_PER_TOKEN
 TEXT_CHARACTERS_MAX = 256  # of a prompt that is only decided for: its length is said beside it
 STATUS = {code.value[0]: code.name for code in grpc.StatusCode}  # names by number
 # What comes of an answer that is no JSON, or not as OpenAI's.
-GARBAGE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError)
+GARBAGE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, RecursionError)
 SAID_CHARACTERS_MAX = 200
 # What a delta of OpenAI's API has text in; the latter two are how others stream thoughts.
 TEXTS = ("content", "reasoning_content", "reasoning")
@@ -296,17 +297,17 @@ def _take(line: bytes, found: Answered) -> bool:
         if found.first_s or line.partition(b":")[0].strip() in FIELDS:
             return False
         found.failed = found.failed or "NO_STREAM"  # a page, or an answer in one piece
-        found.said = found.said or beginning(line.decode(errors="replace"))
+        found.said = beginning(f"{found.said} {line.decode(errors='replace')}")
         return True
     if line[5:].strip() == b"[DONE]":
         return True
     piece = json.loads(line[5:])
     if piece.get("error"):
         error = piece["error"]
-        found.failed = str((isinstance(error, dict) and error.get("code")) or "error")
+        found.failed = beginning(str((isinstance(error, dict) and error.get("code")) or "error"))
         found.said = _problem(line[5:])
         return True
-    found.model = piece.get("model") or found.model
+    found.model = beginning(str(piece.get("model") or found.model))
     choices = piece.get("choices") or ()
     for choice in choices:
         delta = choice.get("delta") or {}
@@ -314,7 +315,7 @@ def _take(line: bytes, found: Answered) -> bool:
             found.first_s = found.first_s or time.perf_counter()
             found.tokens += 1
     # A piece may hold several tokens: who says how many there were, knows better.
-    found.tokens = (piece.get("usage") or {}).get("completion_tokens") or found.tokens
+    found.tokens = index((piece.get("usage") or {}).get("completion_tokens") or found.tokens)
     return any(choice.get("finish_reason") for choice in choices)
 
 
@@ -324,20 +325,22 @@ def _problem(body: bytes) -> str:
     try:
         error = json.loads(text)["error"]
         text = error if isinstance(error, str) else error["message"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass  # others word it as they like
     return beginning(str(text))
 
 
 def beginning(text: str | None) -> str:
-    """In one line, and not too long."""
-    line = " ".join((text or "").split())
+    """In one line, not too long, and of characters that can be written."""
+    line = " ".join((text or "").encode(errors="replace").decode().split())
     return line if len(line) <= SAID_CHARACTERS_MAX else line[:SAID_CHARACTERS_MAX] + " …"
 
 
 def trusting(root_certificates: bytes) -> ssl.SSLContext:
     """Who is believed to be who they say, by PEM. Raises ValueError where that is none."""
-    try:
-        return ssl.create_default_context(cadata=root_certificates.decode("ascii"))
-    except (ssl.SSLError, UnicodeDecodeError) as error:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:  # what is said between certificates, such as names with accents, is none of them
+        context.load_verify_locations(cadata=root_certificates.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as error:
         raise ValueError(f"holds no certificates as PEM: {error}") from error
+    return context

@@ -16,6 +16,7 @@ from typing import Any
 
 from load.report.figures import Shown
 from load.report.sections import headline, sections
+from streams.whole_file import whole
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1f2328;--faint:#d0d7de;--soft:#f6f8fa;
@@ -60,8 +61,9 @@ def page(found: Mapping[str, Any]) -> str:
 
 
 def write(found: Mapping[str, Any], path: Path) -> list[Path]:
-    """Write the page, and its JSON beside it."""
-    beside = path.with_suffix(".json")
-    path.write_text(page(found))
-    beside.write_text(json.dumps(found, indent=2) + "\n")
-    return [path, beside]
+    """Write the page, and its JSON beside it: each is whole, or as it was. Raises OSError."""
+    texts = {path: page(found), path.with_suffix(".json"): json.dumps(found, indent=2) + "\n"}
+    for file, text in texts.items():
+        with whole(file) as partial:
+            partial.write_text(text)
+    return [*texts]

@@ -6,9 +6,7 @@ Memory holds one record of the log at a time, however long the log is; with outc
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +16,7 @@ from streams.feedback import decisions
 from streams.feedback.reported import FIELDS, reported, with_outcomes
 from streams.log.contract import DECISIONS, Log
 from streams.log.stretch import Stretch
+from streams.whole_file import whole
 
 READ_S = 10.0
 RECORDS_MAX = 100
@@ -59,18 +58,3 @@ def export(
         "records": n_records + stretch.n_damaged,
         "records_unreadable": unreadable + stretch.n_damaged,
     }
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Where to write a file that is to appear at `path` once it is whole; a device as it is."""
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -24,6 +24,8 @@ from waiting import PATIENCE_S
 from fairlead.channels import connect
 from fairlead.command_line import app
 from fairlead.commands.planning.replay import lines_of
+from fairlead.commands.terminal import print_lines, progress
+from fairlead.errors import InvalidOption
 from learners.criticality import Criticality
 from load.data.kinds import Kind
 from load.data.traces import FOLDER, Trace, write
@@ -40,7 +42,15 @@ from load.replay.player import (
     target_of,
 )
 from load.replay.replay import ReplayOptions, _figures, _part, processes_for, replay
-from load.replay.targets import Answered, Asked, DispatchTarget, OpenAiTarget, RouteTarget
+from load.replay.targets import (
+    Answered,
+    Asked,
+    DispatchTarget,
+    OpenAiTarget,
+    RouteTarget,
+    trusting,
+)
+from load.report.page import write as write_page
 from serve.proto.fairlead.v1 import router_pb2 as pb
 
 SHEDDABLE = Criticality.SHEDDABLE
@@ -155,6 +165,8 @@ ODD = [
     ("bytes", b"data: \xff\xfe\n\n", "GARBAGE"),
     ("an error in words", PIECE + b'data: {"error": "so"}\n\n', "error"),
     ("an error with a code", PIECE + b'data: {"error": {"code": 7}}\n\n', "7"),
+    ("lists in lists", b"data: " + 60_000 * b"[" + b"\n\n", "GARBAGE"),
+    ("tokens in words", b'data: {"usage":{"completion_tokens":"two"}}\n\n', "GARBAGE"),
     ("half an answer", PIECE, "BROKEN_OFF"),
     ("nothing", b"", "NO_ANSWER"),
     ("a page", b"<html>\n<p>Sign in</p></html>", "NO_STREAM"),
@@ -198,6 +210,46 @@ async def asked_of(serve, token="", tls=(None, None)):
     finally:
         await target.close()
         await runner.cleanup()
+
+
+def test_what_a_server_says_can_be_counted_printed_and_written(capsys, tmp_path):
+    """
+    A model that is a number could not be sorted with others, half a character not be written, and
+    a name of the console's markup ended the replay.
+    """
+    error = {"code": "[/b]\x1b\n", "message": "\ud800"}
+    pieces = PIECE.replace(b"{", b'{"model":5,', 1), {"model": "\udfff", "error": error}
+
+    async def serve(request):
+        body = pieces[0] + b"data: " + json.dumps(pieces[1]).encode() + b"\n\n"
+        return web.Response(body=body, content_type="text/event-stream")
+
+    (found,) = asyncio.run(asked_of(serve))
+    total = Measured()
+    total.main.fail(found.failed, found.said)
+    total.answers_of(found.model).add(1, 0, 0.0)
+    figures = _figures(trace_of(3, 1.0), total, ReplayOptions(target=TargetOptions(url="x")), 1, 0)
+    progress(found.failed)
+    print_lines(lines_of(figures))
+    trace = {"name": "t", "source": None, "requests": 1, "span_s": 1.0, "left_out": {}}
+    found_all = {"command": "replay", "trace": trace, "seed": 0, **figures}
+    write_page(found_all, tmp_path / "r.html")
+
+    assert (found.model, found.said) == ("5", "?")
+    assert "\\x1b" in capsys.readouterr().out
+
+
+def test_a_page_where_a_stream_is_due_is_quoted_from_its_beginning():
+    """
+    Of an answer in several lines the first one is a brace.
+    """
+
+    async def serve(request):
+        return web.Response(body=b'{\n  "detail": "streams cost more"\n}\n')
+
+    (found,) = asyncio.run(asked_of(serve))
+
+    assert (found.failed, found.said) == ("NO_STREAM", '{ "detail": "streams cost more" }')
 
 
 def test_tokens_are_as_many_as_the_server_says():
@@ -412,6 +464,62 @@ def test_load_that_was_not_delivered_or_answered_is_said_and_exits_1(tmp_path):
     assert found["delivered"] == (found["delivered_share"] >= 0.99)
     assert done.exit_code == 1
     assert "Nothing was answered: is 127.0.0.1:9 up" in "\n".join(lines_of(found))
+
+
+@pytest.mark.parametrize(
+    "held", [b"", b"\n", b"s3\ncret", b"\xff\xfes3cret", "s3crét".encode()], ids=repr
+)
+def test_a_file_that_holds_no_token_is_refused_and_not_shown(held, monkeypatch, tmp_path):
+    """
+    gRPC sends no header of two lines: the replay ended with an error of its own.
+    """
+    monkeypatch.setattr("load.replay.replay.replay", lambda *_: {})  # it is not to come so far
+    (tmp_path / "key").write_bytes(held)
+    command = ["replay", "azure", "--target", "h:1", "--token-file", str(tmp_path / "key")]
+
+    done = CliRunner().invoke(app, [*command, "--json"])
+
+    assert isinstance(done.exception, InvalidOption)
+    assert "--token-file" in done.stdout and "s3" not in done.output
+
+
+def test_certificates_are_found_among_comments_and_none_are_no_trust():
+    """
+    Bundles name their certificates, some with accents; with an empty file everybody was trusted.
+    """
+    assert trusting("# Főtanúsítvány\n".encode() + self_signed()[1]).cert_store_stats()["x509"] == 1
+    with pytest.raises(ValueError, match="no certificates"):
+        trusting(b"\n")
+
+
+@pytest.mark.parametrize("command", ["make", "plan", "page"])
+def test_a_result_that_breaks_off_while_it_is_written_leaves_the_file_as_it_was(
+    command, monkeypatch, tmp_path
+):
+    """
+    A full disk cost last week's plan, too.
+    """
+    path, half = tmp_path / "r.html", "\ud800"  # which can't be written
+    path.write_text("last week's")
+
+    def broken(trace, out):
+        out.write_text(half)
+
+    if command == "make":
+        monkeypatch.setattr("load.data.traces.write", broken)
+        CliRunner().invoke(app, ["traces", "make", "poisson", "--out", str(path)])
+    elif command == "plan":
+        found = {"feasible": True}, object()
+        monkeypatch.setattr("fairlead.commands.planning.plan._planned", lambda *_: found)
+        monkeypatch.setattr("fairlead.commands.planning.plan._fragment", lambda *_: half)
+        CliRunner().invoke(app, ["plan", "azure", "--json", "--out", str(path)])
+    else:
+        monkeypatch.setattr("load.report.page.page", lambda found: half)
+        with pytest.raises(UnicodeEncodeError):
+            write_page({}, path)
+
+    assert path.read_text() == "last week's"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 TAKEN = "{} would be overwritten"

@@ -89,10 +89,15 @@ class Desk:
 
 def token_in(file: Path | None) -> str:
     """The token that a file holds; none for no file. Raises InvalidOption."""
+    if file is None:
+        return ""
     try:
-        return "" if file is None else file.read_text().strip()
-    except OSError as error:
-        raise InvalidOption("--token-file", f"{file} can't be read: {error}") from error
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidOption("--token-file", f"{file} can't be read: {error}") from None
+    if not (token and token.isascii() and token.isprintable()):  # not shown: it may be a secret
+        raise InvalidOption("--token-file", f"{file} is to hold a token in one line of ASCII")
+    return token
 
 
 def pem_in(file: Path | None, option: str) -> bytes | None:

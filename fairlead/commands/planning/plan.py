@@ -38,6 +38,7 @@ from fairlead.commands.terminal import (
     progress,
 )
 from load.shares import part, percent
+from streams.whole_file import whole
 
 if TYPE_CHECKING:
     from infra.capacity.latency_target import LatencyTarget
@@ -123,7 +124,8 @@ def plan(
     if not as_json:
         print_lines(lines_of(found))
     if out is not None and planned is not None:
-        out.write_text(planned)
+        with whole(out) as partial:
+            partial.write_text(planned)
     write_report(found, report)
     if not found["feasible"]:
         raise typer.Exit(1)

@@ -23,7 +23,7 @@ from fairlead.commands.planning.trace_options import (
     pages,
     refuse_overwriting,
 )
-from fairlead.commands.terminal import JsonOption, only_json, print_lines, progress, visible
+from fairlead.commands.terminal import JsonOption, only_json, print_lines, progress
 from load.shares import part, percent
 
 TokenOption = Annotated[
@@ -175,7 +175,7 @@ def key_of(file: Path | None, target: str) -> str:
     from fairlead.commands.control.calls import token_in
 
     if file is None and target.startswith("http"):
-        return os.environ.get("OPENAI_API_KEY", "")
+        return os.environ.get("OPENAI_API_KEY", "").strip()
     return token_in(file)
 
 
@@ -224,7 +224,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         f"{verdict}",
         f"requests       {found['requests']:,}: {found['finished']:,} finished, "
         f"{found['unfinished']:,} did not; failed: {failed}",
-        *(f"{why:14} {visible(said)}" for why, said in found["failed_said"].items()),
+        *(f"{why:14} {said}" for why, said in found["failed_said"].items()),
         f"sent late by   {times(found['lag_ms'])}",
         f"first answer   {times(found['ttft_ms'])} (of all, from when it was due)",
         f"whole answer   {times(found['latency_ms'])}",

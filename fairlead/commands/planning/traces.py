@@ -92,6 +92,7 @@ def make(
     from load.errors import TraceRefused
     from load.traces.made import KINDS, MadeOptions, made
     from load.traces.reading import read_trace
+    from streams.whole_file import whole
 
     if kind not in KINDS:
         raise TraceRefused("traces make", "", f"has no kind {kind!r}: known are {', '.join(KINDS)}")
@@ -106,7 +107,8 @@ def make(
     )
     with only_json(as_json) as emit:
         found = made(options, read_trace(lengths, seed).trace, np.random.default_rng(seed))
-        write(found, out)
+        with whole(out) as partial:
+            write(found, partial)
         emit({"out": str(out), "kind": kind, "requests": len(found), "seed": seed})
     if not as_json:
         typer.echo(f"{out}: {len(found):,} requests")
