@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from load.replay.measured import BESIDE, STEPS, Each, Measured, Phase
 from load.replay.targets import (
+    HTTP,
     Answered,
     Asked,
     Connect,
@@ -50,7 +51,7 @@ class TargetOptions:
     @property
     def http(self) -> bool:
         """Whether it is OpenAI's API."""
-        return self.url.startswith(("http://", "https://"))
+        return self.url.startswith(HTTP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ STATUS = {code.value[0]: code.name for code in grpc.StatusCode}  # names by numb
 # What comes of an answer that is no JSON, or not as OpenAI's.
 GARBAGE = (json.JSONDecodeError, UnicodeDecodeError, AttributeError, TypeError, RecursionError)
 SAID_CHARACTERS_MAX = 200
+HTTP = ("http://", "https://")  # what an address of OpenAI's API begins with
 # What a delta of OpenAI's API has text in; the latter two are how others stream thoughts.
 TEXTS = ("content", "reasoning_content", "reasoning")
 FIELDS = (b"", b"event", b"id", b"retry")  # of a stream of server-sent events, beside `data`

@@ -414,6 +414,7 @@ def test_a_server_of_openais_api_is_told_the_tenant_as_its_user():
         ("https://h/v1", False, "of the environment"),
         ("h:7480", True, "of the file"),
         ("h:7480", False, ""),  # a key of OpenAI's is nothing for a router
+        ("httpd:7480", False, ""),  # nor for one of such a name
     ],
 )
 def test_keys_and_certificates_of_the_command_reach_the_target(

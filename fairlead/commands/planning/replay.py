@@ -159,8 +159,10 @@ def no_vectors(texts: list[str]) -> NDArray[np.float32]:
 
 def address(text: str) -> str:
     """HOST:PORT or a URL. Raises typer.BadParameter."""
+    from load.replay.targets import HTTP
+
     host, _, port = text.rpartition(":")
-    url = text.startswith(("http://", "https://"))
+    url = text.startswith(HTTP)
     if (url and urlsplit(text).hostname) or (host and port.isdecimal()):
         return text
     what = f"{text!r} is neither HOST:PORT, such as 127.0.0.1:7480, nor http://…/v1"
@@ -173,8 +175,9 @@ def key_of(file: Path | None, target: str) -> str:
     Not FAIRLEAD_TOKEN_FILE: what controls a site is not for any server that is measured.
     """
     from fairlead.commands.control.calls import token_in
+    from load.replay.targets import HTTP
 
-    if file is None and target.startswith("http"):
+    if file is None and target.startswith(HTTP):
         return os.environ.get("OPENAI_API_KEY", "").strip()
     return token_in(file)
 
