@@ -59,7 +59,10 @@ class RouterOptions:
 class PlannerOptions:
     """Everything of the planner that can be chosen."""
 
-    stale_s: float = 30.0  # telemetry older than this describes another time; it comes each second
+    # Telemetry comes each second. By what is older than this nothing is taken away: prices can't
+    # move requests meanwhile, which a smaller fleet counts on.
+    fresh_s: float = 10.0
+    stale_s: float = 30.0  # what is older than this describes another time: nothing changes
     ready_s_max: float = 600.0  # see `AutoscalingOptions`
     without_s: float = 1800.0  # then a place where nothing started is tried again
     expected: ExpectedOptions = field(default_factory=ExpectedOptions)
@@ -138,7 +141,9 @@ class Planner:
         required = self.required(observed, now, limits, gpus)
         there = {name: min(now[name], limits[name].most) for name in now}
         at_once = self.at_once(required, there)
-        keep = pools_to_keep(self._pools, required, observed.pools)
+        keep = set(self._pools)
+        if observed.telemetry_age_s <= self._options.fresh_s:
+            keep = pools_to_keep(self._pools, required, observed.pools)
         settled = self._window.settle(at_s, now, required.replicas, limits, gpus, keep, at_once)
         self._window.planned(at_s, settled)
         routers = self._routers(observed, before.routers)

@@ -244,6 +244,22 @@ def test_with_old_telemetry_the_last_plan_holds(age_s):
     assert "back" in world.lines[1]
 
 
+def test_by_telemetry_that_is_late_nothing_is_taken_away():
+    """
+    A smaller fleet counts on prices to move requests, and they stand still meanwhile; what is
+    short is had all the same.
+    """
+    late, fresh = World(), World()
+    before = late.run(1200, small=60.0)
+    assert fresh.run(1200, small=60.0) == before
+    late.telemetry_age_s, fresh.telemetry_age_s = 15.0, 5.0
+
+    kept = late.run(600, small=10.0)
+    assert all(kept[pool] >= n for pool, n in before.items())
+    assert sum(fresh.run(600, small=10.0).values()) < sum(before.values())
+    assert sum(late.run(600, small=120.0).values()) > sum(before.values())
+
+
 @pytest.mark.parametrize("rate", [math.nan, math.inf, -5.0, 1e12])
 def test_rates_that_cannot_be_are_not_believed(rate):
     """The last one holds, it is said, and the fleet stays as it was."""
