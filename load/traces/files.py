@@ -206,7 +206,9 @@ def _csv(path: Path, head: Head, written: Mapping[str, str]) -> Iterator[pa.Tabl
             reader = arrow_csv.open_csv(
                 file,
                 read_options=arrow_csv.ReadOptions(column_names=numbered, skip_rows=1),
-                parse_options=arrow_csv.ParseOptions(delimiter=head.separator),
+                parse_options=arrow_csv.ParseOptions(
+                    delimiter=head.separator, newlines_in_values=True
+                ),
                 convert_options=arrow_csv.ConvertOptions(
                     include_columns=wanted,
                     column_types=dict.fromkeys(wanted, pa.string()),
@@ -256,7 +258,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 found = msgspec.json.decode(text)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise TraceRefused(path.name, f"line {line}", f"is not JSON: {error}") from None
             if not isinstance(found, dict):
                 raise TraceRefused(path.name, f"line {line}", "is not a JSON object")

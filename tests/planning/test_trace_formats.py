@@ -261,6 +261,7 @@ REFUSED = [
     ),
     ("an archive", "PK\x03\x04", "is a ZIP archive or a spreadsheet"),
     ("true tokens", '{"arrival_s": 1, "input_tokens": true, "output_tokens": 1}\n', "is True"),
+    ("objects in objects", 3000 * '{"a":', "line 1 is not JSON"),
     ("broken JSON", '{"arrival_s": 1,\n', "line 1 is not JSON"),
 ]  # fmt: skip
 
@@ -346,6 +347,17 @@ def test_a_table_is_understood_however_it_was_exported(tmp_path, otherwise, pack
     assert found.format == "plain"
     assert found.trace.at_s.tolist() == [0.0, 4.5]
     assert found.trace.prompt_tokens.tolist() == [50, 60]
+
+
+def test_texts_of_several_lines_are_read_wherever_they_lie(tmp_path):
+    """
+    Such a text at the end of a first megabyte, which is read at once, had the file refused.
+    """
+    path, text = tmp_path / "own.csv", '"' + 40_000 * "a line\n" + '"'
+    rows = [f"{text},{at_s},5,6\n" for at_s in range(9)]
+    path.write_text("text," + PLAIN.splitlines()[0] + "\n" + "".join(rows))
+
+    assert len(read_file(path).trace) == 9
 
 
 def test_json_lines_are_understood_packed_and_with_other_capitals(tmp_path):
