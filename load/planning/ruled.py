@@ -31,6 +31,7 @@ from serve.rules.rulebook import Rulebook
 
 OF_TEXTS = ("keywords", "pattern", "language", "code", "pii", "jailbreak")
 OF_KINDS = ("tenant", "task", "tags", "modality")
+USUAL = {"modality": "text", "state": "in state new"}  # what requests are that do not say
 DISPATCHED = ("system_prompt", "extra")
 UNDATED = (
     "the trace states no dates: it is taken to begin on Monday, 6 October 2025, at 0:00 UTC, by "
@@ -140,14 +141,16 @@ def assumed_of(
     site: Site, trace: Dated, kinds: Sequence[Kind], questions: Questions
 ) -> Iterator[str]:
     """What rules, budgets and the guard would need, and nobody says here."""
-    if site.goes_by_the_clock and not trace.since_1970:
+    if _looks_at_dates(site) and not trace.since_1970:
         yield UNDATED
     texts, said = questions.asked.texts is not None, said_by(kinds)
     said += ("state",) * trace.says_sessions
     for rule in site.rules:
         unsaid = [name for name in signals(rule.when) if not _is_said(name, site, questions, said)]
-        if unsaid:
-            yield f"rule {rule.name!r}: nobody says {', '.join(unsaid)} here, so that can't hold"
+        for name in (one for one in unsaid if one in USUAL):
+            yield f"rule {rule.name!r}: nobody says {name} here, so all are {USUAL[name]}"
+        if never := [name for name in unsaid if name not in USUAL]:
+            yield f"rule {rule.name!r}: nobody says {', '.join(never)} here, so that can't hold"
         idle = [name for name in DISPATCHED if getattr(rule, name)]
         if idle:
             yield f"rule {rule.name!r}: {' and '.join(idle)} change no emulated answer"
@@ -155,6 +158,11 @@ def assumed_of(
             yield f"rule {rule.name!r}: the table's embeddings are taken to be the site's encoder's"
     yield from _of_budgets(site, said)
     yield from _of_guard(site, questions)
+
+
+def _looks_at_dates(site: Site) -> bool:
+    asked_for = {name for rule in site.rules for name in signals(rule.when)}
+    return bool(site.pricing.budgets or asked_for & {"hours", "days"})
 
 
 def _of_budgets(site: Site, said: Sequence[str]) -> Iterator[str]:

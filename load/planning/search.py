@@ -145,7 +145,7 @@ class Search:
         all_may = {name for name, one in zip(names, may.tolist(), strict=True) if one}
         own = {p.model for p in self.site.fleet.pools if p.name not in self.site.hosted}
         own &= all_may
-        best = names[int(worth.argmax())]
+        best = names[int(np.where(may, worth, -np.inf).argmax())]
         if best in own:
             self.cheapest(per_usd, alone=best)
         for column in np.argsort(per_usd * usd - quality * worth, kind="stable"):

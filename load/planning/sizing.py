@@ -73,7 +73,8 @@ def demand_of(traffic: Traffic, site: Site, questions: Questions, clock_s: float
     may = left_by_rules(site, clock_s, traffic, questions, quality.mean(axis=0))
     rows = np.flatnonzero(may.any(axis=1))
     if not len(rows):
-        raise OptionRefused("rules", "refusing every request", "leaving somebody a model")
+        refused = "refusing every request of the busiest stretch"
+        raise OptionRefused("rules", refused, "leaving somebody a model")
     prompt = traffic.prompt_tokens[rows].astype(np.float64)
     output = traffic.output_tokens[rows].astype(np.float64)
     per_input = np.array([m.usd_per_1m_input_tokens for m in catalogue.models]) / 1e6

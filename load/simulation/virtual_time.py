@@ -65,6 +65,7 @@ from streams.log.contract import FEEDBACK
 from streams.log.memory_log import MemoryLog, Storage
 from streams.telemetry.records import AnyTelemetry, EndedReplica
 from streams.telemetry.window import Reporter
+from streams.training.budgets import Accounts
 from streams.training.state import State
 from streams.training.trainer import TrainerOptions
 
@@ -163,7 +164,7 @@ class Simulation:
         self._telemetry_at_s, self._scale_at_s = options.telemetry_s, options.scale_s
         self._feedback_at_s, self._mail = options.feedback_s, Mail[Report]()
         self._billing = Mail[Bill]()
-        self._ended_routers: list[EndedReplica] = []  # that have not been told of yet
+        self._ended_routers: list[EndedReplica] = []  # said until it is in the accounts
         self._n_ticks = 0
         self._live = self._view()
         if options.placement.pricing.budgets:
@@ -195,7 +196,7 @@ class Simulation:
         again, self._again = self._again, []
         numbers = np.concatenate([np.array(again, np.intp), arriving]) if again else arriving
         if len(numbers):
-            self._ask(numbers)
+            self._ask(numbers, len(again))
         self._n_asked, self._now_s = n_asked, to_s
         answered = self._fleet.advance(to_s)
         self._ledger.answered(answered, self._routers[0])
@@ -250,13 +251,13 @@ class Simulation:
 
     # --- routing
 
-    def _ask(self, numbers: np.ndarray) -> None:
-        """Decide for requests, and send them on."""
+    def _ask(self, numbers: np.ndarray, n_again: int) -> None:
+        """Decide for requests, and send them on; the first `n_again` have lost their replica."""
         self._n_ticks += 1
         router, now_ms = self._routers[self._n_ticks % len(self._routers)], self._now_ms()
         chosen = router.choose(numbers, self._live, now_ms)
         asked, decisions = chosen.asked, chosen.decisions
-        self._rulings.asked(asked)
+        self._rulings.asked(asked, n_again)
         self._ledger.ruled_out(asked.refused)
         if decisions is None:
             return
@@ -269,7 +270,7 @@ class Simulation:
         if len(reporting):
             tickets = dict(zip(reporting.tolist(), router.seal(decisions[reporting]), strict=True))
         self._dispatch.send(numbers, choices, self._live, tickets, self._now_s)
-        self._bills.decided(numbers, decisions, tickets)
+        self._bills.decided(numbers, decisions, self._ledger)
 
     def _set_routers(self, n: int) -> None:
         """Have so many routers, one at least. What a leaving one has not reported is lost, but for
@@ -304,7 +305,7 @@ class Simulation:
 
     def _router_records(self) -> list[AnyTelemetry]:
         now_ms, decision_s = self._now_ms(), self._options.decision_s
-        ended, self._ended_routers = self._ended_routers, []
+        ended = self._ended_routers
         return [
             record
             for router in self._routers
@@ -325,7 +326,9 @@ class Simulation:
         self._trainer.settle(self._billing.arrived(self._now_s))
         self._trainer.step()
         self._live = self._view()
-        self._rulings.note(self._live.prices.accounts)
+        accounts = self._live.prices.accounts
+        self._ended_routers = [one for one in self._ended_routers if not is_ended(one, accounts)]
+        self._rulings.note(accounts)
 
     # --- scaling
 
@@ -351,6 +354,7 @@ class Simulation:
             self._strike_the_rest(shock.what)
         else:
             self._again += self._ledger.lost(lost)
+            self._bills.lost(lost.numbers)
 
     def _strike_machines(self, what: What) -> Lost | None:
         """The requests that are lost; None where it is no machine that is struck."""
@@ -408,6 +412,11 @@ class Simulation:
             ruled=self._rulings.result(),
             cpu_s=cpu_s,
         )
+
+
+def is_ended(router: EndedReplica, accounts: Accounts) -> bool:
+    """Whether accounts know that a router spends no more."""
+    return any(router.source in account.ended for account in accounts.values())
 
 
 def _asking(arrivals: Arrivals, options: SimulationOptions) -> Asking | RuledAsking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from load.data.kinds import UNSAID, Kind
 from load.data.traces import Trace
 from load.planning.candidates import with_candidates
 from load.planning.questions import questions_of, traffic_of
+from load.planning.search import Search
 from load.planning.site import site_of
 from load.planning.sizing import demand_of, left_to_simulation, sized
 from load.traces.reading import TraceFile
@@ -86,6 +88,27 @@ def test_what_rules_refuse_is_no_demand(tmp_path):
     assert half.rate == pytest.approx(all_.rate / 2, rel=0.02) and len(half.worth) == N // 2
     with pytest.raises(OptionRefused, match="leaving somebody a model"):
         demanded(tmp_path, ruled("r", "{}", 'refuse = "no"'))
+
+
+def test_the_best_model_that_everybody_may_have_is_tried_alone(tmp_path):
+    """
+    Where rules forbid the best of all to somebody, the next best; and the cheapest, as without.
+    """
+    best = (
+        '[[models]]\nname = "llama-3.1-70b"\nshape = "Llama-3.1-70B"\ntensor_parallel = 4\n'
+        "usd_per_1m_input_tokens = 0.3\nusd_per_1m_output_tokens = 0.4\n"
+    )
+    tried: list[str] = []
+
+    def cheapest(per_usd, alone):
+        tried.append(alone)
+        return SimpleNamespace(meets=True)
+
+    for more in ("", ruled("r", '{ tenant = "acme" }', 'deny = ["llama-3.1-70b"]')):
+        site, demand = demanded(tmp_path, best + more)
+        site = site.with_cost_weight(1e6)
+        Search._alone(SimpleNamespace(site=site, _demand=demand, cheapest=cheapest))
+    assert tried[0::2] == ["llama-3.1-70b", LARGE] and len(tried) == 4
 
 
 def test_what_fleets_are_sized_without_is_said(tmp_path):

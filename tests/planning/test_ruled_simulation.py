@@ -26,13 +26,15 @@ from load.planning.questions import Questions, questions_of, traffic_of
 from load.planning.ruled import UNDATED, assumed_of, ruleset_of, signals
 from load.planning.simulating import SimulateOptions, _options, simulated
 from load.planning.site import site_of
+from load.simulation import virtual_time
 from load.simulation.loop.arrivals import Arrivals
 from load.simulation.loop.asking import RuledAsking, Ruler
+from load.simulation.loop.bills import Bills
 from load.simulation.loop.remembered import Remembered
 from load.simulation.loop.results import Fate
 from load.simulation.loop.router import VirtualRouter
 from load.simulation.machines.fleet import UNIX_MS
-from load.simulation.shocks import FeedbackAway, Shock
+from load.simulation.shocks import FeedbackAway, PoolLost, Shock, Silent
 from load.simulation.simulation import simulate
 from load.simulation.warm_start import learned_state
 from load.traces.reading import TraceFile
@@ -307,7 +309,7 @@ def test_a_session_stays_in_the_state_that_a_rule_puts_it_into(tmp_path):
     assert set(models[acme & late]) == {SMALL}
     assert found.ruled.met == {"long": 6, "stays": (acme & late).sum()}
     kinds, questions = file.trace.kinds, questions_of(site.catalogue, None, file)
-    assert [*assumed_of(site, file, kinds, questions)] == [UNDATED]
+    assert not [*assumed_of(site, file, kinds, questions)]
 
 
 def test_what_nobody_says_is_told_by_rule(tmp_path):
@@ -326,10 +328,12 @@ def test_what_nobody_says_is_told_by_rule(tmp_path):
     assert [text.split(":")[0] for text in said] == [
         "rule 'r'",
         "rule 'r'",
+        "rule 'r'",
         "budget 'b'",
         "[guard]",
     ]
-    assert "pii, state" in said[0] and "system_prompt" in said[1]
+    assert "in state new" in said[0] and "pii here, so that can't" in said[1]
+    assert "system_prompt" in said[2]
     assert signals({"all": [{"task": "x"}, {"task": "y"}]}) == ["task"]
 
 
@@ -377,9 +381,10 @@ class Shrinks:
         return Plan(replicas={name: pool.ready for name, pool in observed.pools.items()}, routers=1)
 
 
-def test_what_a_router_that_goes_has_left_of_a_budget_is_granted_anew(tmp_path):
+@pytest.mark.parametrize("silent_s", [0.0, 6.0])
+def test_what_a_router_that_goes_has_left_of_a_budget_is_granted_anew(tmp_path, silent_s):
     """
-    It says at last what it spent.
+    It says at last what it spent; where telemetry is away just then, others say so later.
     """
     site = site_with(tmp_path, '[[budgets]]\nname = "all"\namount = 1\n')
     file = trace_of(span_s=40.0)
@@ -388,9 +393,46 @@ def test_what_a_router_that_goes_has_left_of_a_budget_is_granted_anew(tmp_path):
     found = simulate(
         traffic_of(file, questions, np.random.default_rng(0)), questions.asked, site.fleet,
         site.catalogue, Shrinks(), _options(site, questions, options, file, file.trace.kinds),
+        [Shock(at_s=8.0, what=Silent(for_s=silent_s))],
     )  # fmt: skip
     account: Account = next(one for one in found.ruled.accounts.values() if one.spent)
     assert len(account.ended) == 1 and len(account.granted) == 1
+
+
+def test_who_loses_a_replica_meets_a_rule_once_and_is_billed_once(tmp_path, monkeypatch):
+    """
+    It is asked about again, elsewhere; no reservation is kept for a call that ended, that went to
+    nobody or whose ticket has the bill. Figures by tenant add up to all requests.
+    """
+    bills = []
+    monkeypatch.setattr(virtual_time, "Bills", lambda *args: bills.append(Bills(*args)) or bills[0])
+    more = (
+        f'[[rules]]\nname = "x"\nwhen = {{ tags = "x" }}\npin = "{LARGE}"\n'
+        '[[budgets]]\nname = "b"\namount = 1000\n'
+    )
+    site, file = site_with(tmp_path, more), trace_of(n=400, span_s=8.0)
+    lost = Events(shocks=(Shock(at_s=4.0, what=PoolLost(pool=LARGE)),))
+    questions = questions_of(site.catalogue, None, file)
+    found = simulated(site, file, questions, lost, SimulateOptions(feedback_share=0.5))
+    tried, fates = found.requests.tried, ("finished", "refused", "lost", "unfinished")
+    said = summary(found, site, quality_known=True)
+    assert tried.max() == 2 and said["lost"] and said["refused"]
+    assert said["rules"]["x"]["met"] == 200
+    assert not bills[0]._open
+    for name in ("requests", "ruled_out", *fates):
+        assert sum(one[name] for one in said["by"]["tenant"].values()) == said[name]
+    assert said["requests"] == said["ruled_out"] + sum(said[name] for name in fates)
+
+
+def test_tenants_that_do_not_come_are_not_told_apart(tmp_path):
+    """
+    A stretch has not all that its trace has.
+    """
+    site, file = site_with(tmp_path), trace_of(n=20, kinds=(ACME, OTHER, Kind(tenant="away")))
+    at = np.flatnonzero(file.trace.classes < 2)
+    some = file.with_trace(file.trace.take(at), at)
+    by = summary(run(site, some), site, quality_known=True)["by"]
+    assert set(by["tenant"]) == {"acme", ""}
 
 
 # --- the contract with a live replica

@@ -51,12 +51,13 @@ class ByKind:
     def tables(self, *, quality_known: bool) -> dict[str, dict[str, Any]]:
         """By field in which requests differ, and by what they say there, most requests first."""
         found: dict[str, dict[str, Any]] = {}
+        n = self._fates.sum(axis=1)
+        there = np.flatnonzero(n).tolist()  # a stretch of a trace has not all of its kinds
         for field in self._kinds[0].words:
             rows: dict[str, list[int]] = {}
-            for number, kind in enumerate(self._kinds):
-                for word in kind.words[field] or ("",):
+            for number in there:
+                for word in self._kinds[number].words[field] or ("",):
                     rows.setdefault(word, []).append(number)
-            n = self._fates.sum(axis=1)
             most = sorted(rows, key=lambda word: (-int(n[rows[word]].sum()), word))[:SHOWN]
             if len(rows) > 1:
                 found[NAMES.get(field, field)] = {
@@ -67,13 +68,16 @@ class ByKind:
     def _figures(self, kinds: list[int], *, quality_known: bool) -> dict[str, Any]:
         fates = self._fates[kinds].sum(axis=0)
         wanted = int(fates.sum() - fates[Fate.RULED_OUT])
-        finished, sent = int(fates[Fate.FINISHED]), self._models[kinds].sum(axis=0)
+        sent = self._models[kinds].sum(axis=0)
+        finished = int(fates[Fate.FINISHED])
         quality = round(float(self._quality[kinds].sum()) / finished, 6) if finished else None
         return {
             "requests": int(fates.sum()),
             "ruled_out": int(fates[Fate.RULED_OUT]),
             "refused": int(fates[Fate.REFUSED]),
             "finished": finished,
+            "lost": int(fates[Fate.LOST]),
+            "unfinished": int(fates[Fate.UNFINISHED]),
             "within_target": round(float(self._within[kinds].sum()) / wanted, 6)
             if wanted
             else None,

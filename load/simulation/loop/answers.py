@@ -137,6 +137,12 @@ class Ledger:
         """The models (n,) of the catalogue that requests were last sent to."""
         return np.asarray(self._of["model"][self._arrivals.rows(numbers)])
 
+    def unticketed(self, numbers: Numbers) -> Numbers:
+        """Which of these (m,) are at a replica, and will not be reported on."""
+        there = self._of["fate"][self._arrivals.rows(numbers)] == UNFINISHED
+        silent = [number not in self._tickets for number in numbers.tolist()]
+        return np.flatnonzero(there & np.array(silent, bool))
+
     # --- what is held
 
     def hold(self) -> None:

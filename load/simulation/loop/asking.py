@@ -9,7 +9,6 @@ What is ruled is ruled by the code that serves: a simulation has no rules of its
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -44,7 +43,7 @@ class Asked:
     # (r,) of those that rules refuse, and by which rules each.
     refused: Numbers = field(default_factory=lambda: np.zeros(0, np.intp))
     by_rules: Sequence[tuple[str, ...]] = ()
-    met: Mapping[str, int] = field(default_factory=dict)  # requests that meet each rule
+    met: Sequence[tuple[str, ...]] = ()  # the rules that each of all these meets, in their order
 
 
 class Asks(Protocol):
@@ -175,7 +174,7 @@ class RuledAsking:
             tenants=[traffic.kinds[c].class_name for c in traffic.classes[rows[left]].tolist()],
             refused=numbers[out],
             by_rules=[_rules_of(refused[row]) for row in np.flatnonzero(out).tolist()],
-            met=Counter(name for one in ruled.asked for name in one.rules),
+            met=[one.rules for one in ruled.asked],
         )
 
     def _requests(

@@ -13,7 +13,7 @@ A call is billed once: by its ticket, or here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -40,15 +40,14 @@ class Bills:
         self._open: dict[int, tuple[int, list[str]]] = {}
         self._due: Counter[str] = Counter()
 
-    def decided(self, numbers: Numbers, of: Decisions, ticketed: Collection[int]) -> None:
-        """Decisions were made; those in rows `ticketed` are billed by their ticket."""
+    def decided(self, numbers: Numbers, of: Decisions, ledger: Ledger) -> None:
+        """Decisions were made, and sent: who has a ticket is billed by that."""
         if not self._budgets:
             return
         choices = of.choices
         usd, listed = choices.cost_usd, choices.expected_cost_usd
         asked = asked_of(of.requests, of.live, usd, listed, self._options)
-        sent = np.flatnonzero(choices.fits & ~choices.shed)
-        sent = np.setdiff1d(sent, list(ticketed))
+        sent = ledger.unticketed(numbers)
         at = sent, choices.chosen[sent]
         reserved = reserved_nano(usd[at], listed[at]).astype(np.int64).tolist()
         counted = [(b.window(of.at_ms), asked.counts(b)[at] > 0.0) for b in self._budgets]
@@ -56,6 +55,11 @@ class Bills:
             windows = [window for window, counts in counted if counts[i]]
             if windows:
                 self._open[number] = reserved[i], windows
+
+    def lost(self, numbers: Numbers) -> None:
+        """Their replicas are gone: what was reserved for these calls stays reserved."""
+        for number in numbers.tolist():
+            self._open.pop(number, None)
 
     def answered(self, answered: Answered, arrivals: Arrivals, ledger: Ledger) -> None:
         """Requests were answered, of those that arrived; by which models the ledger knows."""

@@ -6,6 +6,7 @@ Periods of budgets come and go, and the trainer forgets them: what each came to 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 import numpy as np
 
@@ -25,9 +26,9 @@ class Rulings:
         self._met, self._refused, self._over = Counter[str](), Counter[str](), Counter[str]()
         self._guarded, self._accounts = 0, Accounts()
 
-    def asked(self, asked: Asked) -> None:
-        """Rules were applied to these."""
-        self._met.update(asked.met)
+    def asked(self, asked: Asked, n_again: int) -> None:
+        """Rules were applied to these, of which the first `n_again` have been counted already."""
+        self._met.update(chain.from_iterable(asked.met[n_again:]))
         for rules in asked.by_rules:
             self._refused.update(rules)
 
