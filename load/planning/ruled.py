@@ -156,7 +156,7 @@ def assumed_of(
             yield f"rule {rule.name!r}: {' and '.join(idle)} change no emulated answer"
         if "examples" in signals(rule.when) and "examples" not in unsaid and not texts:
             yield f"rule {rule.name!r}: the table's embeddings are taken to be the site's encoder's"
-    yield from _of_budgets(site, said)
+    yield from _of_budgets(site, kinds)
     yield from _of_guard(site, questions)
 
 
@@ -165,12 +165,16 @@ def _looks_at_dates(site: Site) -> bool:
     return bool(site.pricing.budgets or asked_for & {"hours", "days"})
 
 
-def _of_budgets(site: Site, said: Sequence[str]) -> Iterator[str]:
-    ruled = {rule.tag for rule in site.rules}
+def _of_budgets(site: Site, kinds: Sequence[Kind]) -> Iterator[str]:
+    there = {
+        "tenant": {kind.tenant for kind in kinds},
+        "tag": {tag for kind in kinds for tag in kind.tags} | {rule.tag for rule in site.rules},
+        "model": set(site.catalogue.names),
+    }
     for budget in site.pricing.budgets:
-        tagged = budget.scope == "tag" and ("tags" in said or budget.value in ruled)
-        if budget.scope in ("tenant", "tag") and not (tagged or budget.scope in said):
-            yield f"budget {budget.name!r}: nobody says {budget.scope} here, so it counts nothing"
+        if budget.scope in there and budget.value not in there[budget.scope]:
+            what = f"{budget.scope} {budget.value!r}"
+            yield f"budget {budget.name!r}: nothing here is of {what}, so it counts nothing"
 
 
 def _of_guard(site: Site, questions: Questions) -> Iterator[str]:

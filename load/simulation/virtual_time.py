@@ -150,10 +150,8 @@ class Simulation:
         self._dispatch = Dispatch(arrivals, catalogue, self._fleet, self._ledger, dispatch)
         self._telemetry = VirtualTelemetry(self._log, noise)
         self._asking = _asking(arrivals, options)
-        self._rulings, self._bills = (
-            Rulings(options.placement),
-            Bills(options.placement, catalogue),
-        )
+        self._rulings = Rulings(options.placement)
+        self._bills = Bills(options.placement, catalogue)
         self._split = None
         if not options.router_priced:
             self._split = Split(arrivals.held, catalogue, self._fleet, options.target)

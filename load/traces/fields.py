@@ -97,7 +97,11 @@ class Fields:
         kind = column.type
         if pa.types.is_list(kind) or pa.types.is_large_list(kind):
             texts = pc.cast(column, pa.list_(pa.string())) if len(column) else column
-            column = pc.binary_join(texts, LISTED)
+            joined = pc.binary_join(texts, LISTED)  # none where one of them is none
+            lost = np.asarray(pc.is_valid(column)) & ~np.asarray(pc.is_valid(joined))
+            if lost.any():
+                self.refuse(name, int(lost.argmax()), "has nothing at one place of its list")
+            column = joined
         elif pa.types.is_integer(kind) or pa.types.is_null(kind):
             column = pc.cast(column, pa.string())
         elif not pa.types.is_string(kind):

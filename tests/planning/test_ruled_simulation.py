@@ -321,6 +321,8 @@ def test_what_nobody_says_is_told_by_rule(tmp_path):
         '[[rules]]\nname = "r"\nwhen = { pii = true, not = { state = "new" } }\nsystem_prompt = "x"\n'
         '[[rules]]\nname = "fine"\nwhen = { tenant = "acme" }\ndeny = ["qwen3-32b"]\n'
         '[[budgets]]\nname = "b"\nscope = "tag"\nvalue = "t"\namount = 1\n'
+        '[[budgets]]\nname = "c"\nscope = "tenant"\nvalue = "acem"\namount = 1\n'
+        '[[budgets]]\nname = "d"\nscope = "tenant"\nvalue = "acme"\namount = 1\n'
     )
     site, kinds = site_with(tmp_path, more), (Kind(tenant="acme"),)
     file = trace_of(kinds=kinds, since_1970=True, began_s=NOON_S)
@@ -330,6 +332,7 @@ def test_what_nobody_says_is_told_by_rule(tmp_path):
         "rule 'r'",
         "rule 'r'",
         "budget 'b'",
+        "budget 'c'",
         "[guard]",
     ]
     assert "in state new" in said[0] and "pii here, so that can't" in said[1]

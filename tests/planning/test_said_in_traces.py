@@ -67,6 +67,14 @@ def test_what_no_request_may_say_is_refused_with_its_line(tmp_path, row, column,
         read_file(csv_of(tmp_path, "0,10,5,,,,,", "0,10,5,,,,,", row))
 
 
+def test_a_list_with_a_hole_is_refused_and_not_taken_for_none(tmp_path):
+    path = tmp_path / "t.jsonl"
+    line = '{"arrival_s": 0, "input_tokens": 9, "output_tokens": 5, "tags": TAGS}'
+    path.write_text("\n".join(line.replace("TAGS", tags) for tags in ('["a"]', '["a", null]')))
+    with pytest.raises(TraceRefused, match="line 2, `tags` has nothing at one place"):
+        read_file(path)
+
+
 def test_json_lines_may_say_something_in_some_lines_alone(tmp_path):
     """
     Read in parts, too, of which one says nothing: numbers of kinds are the same in all.

@@ -97,7 +97,7 @@ class Digest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ruled:
+class Enforced:
     """What rules, budgets and the guard did."""
 
     met: Mapping[str, int] = field(default_factory=dict)  # requests, by rule
@@ -107,7 +107,7 @@ class Ruled:
     accounts: Accounts = field(default_factory=dict)  # of budgets, by window, at last
 
 
-NOBODY_RULED = Ruled()
+NOTHING_ENFORCED = Enforced()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -124,7 +124,7 @@ class Happened:
     replica_changes: int
     end_s: float
     ended_ms: int = 0  # Unix time of it
-    ruled: Ruled = NOBODY_RULED
+    ruled: Enforced = NOTHING_ENFORCED
     cpu_s: float  # that the simulation took; not part of the digest
 
     @property

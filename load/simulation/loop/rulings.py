@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 
 from load.simulation.loop.asking import Asked
-from load.simulation.loop.results import Ruled
+from load.simulation.loop.results import Enforced
 from serve.routing.placement import PlacementOptions
 from serve.routing.writing.records import Decisions
 from streams.training.budgets import Accounts
@@ -45,9 +45,9 @@ class Rulings:
         """Accounts are now so."""
         self._accounts |= accounts
 
-    def result(self) -> Ruled:
+    def result(self) -> Enforced:
         """All of it."""
-        return Ruled(
+        return Enforced(
             met=self._met,
             refused=self._refused,
             over_budget=self._over,
