@@ -108,8 +108,11 @@ def bundled(name: str) -> OutcomeTable:
         return read(path)
 
 
-def _csv(path: Path) -> pa.Table:
-    """Texts may have several lines; without being told, the reader cuts the file between them."""
+def csv_table(path: Path) -> pa.Table:
+    """Texts may have several lines; without being told, the reader cuts the file between them.
+
+    Raises OSError, ArrowException.
+    """
     return pyarrow.csv.read_csv(
         path, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True)
     )
@@ -117,7 +120,7 @@ def _csv(path: Path) -> pa.Table:
 
 FORMS: Mapping[str, tuple[str, Callable[[Path], pa.Table]]] = {
     ".parquet": ("Parquet", pq.read_table),
-    ".csv": ("CSV", _csv),
+    ".csv": ("CSV", csv_table),
     ".jsonl": ("JSON lines", pyarrow.json.read_json),
 }
 

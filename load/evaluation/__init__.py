@@ -1,4 +1,5 @@
 """A logged day under another policy: what it would have been worth, and how sure that is.
 
-May import `planning` (its sites and snapshots) and `errors`; the rest of Fairlead below load/.
+May import `planning` (its sites and snapshots), `data` and `errors`; the rest of Fairlead below
+load/.
 """

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from learners.context import N_FEATURES
+from load.data.tables import csv_table
 from load.errors import LogRefused
 from streams.feedback.decisions import on_models
 
@@ -115,7 +115,7 @@ def read_logged(path: Path, *, beside: bool = False) -> Logged:
 def _read(path: Path) -> pa.Table:
     reader: Callable[[Path], pa.Table] = pq.read_table
     if path.suffix.lower() == ".csv":
-        reader = pyarrow.csv.read_csv
+        reader = csv_table
     if not path.is_file():
         raise LogRefused(str(path), "", None, "is not there")
     try:

@@ -67,6 +67,16 @@ def test_a_plain_table_is_judged_by_the_probabilities_that_it_has(tmp_path, form
     assert found["uncovered"] == 0.0
 
 
+def test_prompts_of_several_lines_are_read_from_a_csv(tmp_path):
+    """
+    One at the end of a megabyte, which is read at once, had the file refused.
+    """
+    path, prompts = tmp_path / "log.csv", [200 * "a line\n"] * N
+    pyarrow.csv.write_csv(table(prompt=prompts), path)
+
+    assert read_logged(path).texts == prompts
+
+
 def test_a_margin_that_is_not_reached_is_said(tmp_path):
     pq.write_table(table(), tmp_path / "log.parquet")
     assert evaluated(str(tmp_path / "log.parquet"), "--margin", "0.3")["promote"] is False
