@@ -67,8 +67,8 @@ def make(
         typer.Option(
             min=1e-4,
             max=1e6,
-            help="On average. flash: without the crowd; growth: in the first month; diurnal: of a "
-            "week.",
+            help="On average. flash: without the crowd; diurnal: of a working day, without bursts; "
+            "growth: the same, in the first month.",
         ),
     ] = 5.0,
     seconds: Annotated[float, typer.Option(min=1, max=1e8, help="How long.")] = 3600.0,
