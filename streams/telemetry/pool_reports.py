@@ -22,7 +22,9 @@ from streams.telemetry.fleet_state import FleetState
 from streams.telemetry.received import SILENT_MS, Received
 from streams.telemetry.records import PoolState
 
-LOAD_MAX = 100.0  # more makes no sense: a queue of a hundred times what may wait
+# More makes no sense. A burst that comes to a few small replicas at once is in the hundreds: not
+# believed, it would be no load at all, and who knows no load of a pool goes on sending.
+LOAD_MAX = 10_000.0
 FROM = " from "  # in a replica's name, between a server's address and the caller that reports on it
 
 

@@ -120,6 +120,15 @@ def test_load_that_is_missing_or_makes_no_sense_holds_the_price(load):
     assert of_pool(begun(), word(load)) == Price()
 
 
+@pytest.mark.parametrize("load", [101.0, 3000.0])
+def test_a_burst_on_one_small_replica_is_a_load(load):
+    """
+    Taken for nonsense it was no load at all: routers sent twenty thousand requests to a replica
+    that a burst had filled a hundred times.
+    """
+    assert of_pool(begun(), word(load)).log_price > 0.0
+
+
 def test_load_that_makes_no_sense_holds_no_other_price():
     prices = begun(capacity={"p": Price(1.0, 1.0), "q": Price(1.0, 1.0)})
 
