@@ -39,7 +39,8 @@ def required(a: int, b: int = 0, **changes: object) -> Requirement:
         "carried": {"m": 4.0},
         "demand_now": {"m": 4.0},
     }
-    return Requirement(**{**plain, **changes})
+    of = {**plain, **changes}
+    return Requirement(**{"likely": of["demand"], **of})
 
 
 def there(ready: int, load: float | None = None) -> PoolCondition:
@@ -97,6 +98,25 @@ def test_what_others_are_to_take_need_not_be_carried():
     """Of four requests/s that prefer the model another one is to answer three."""
     wanted = required(1, 0, demand={"m": 4.0}, carried={"m": 1.0}, demand_now={"m": 4.0})
     assert pools_to_keep(ALIKE, wanted, {"a": there(4, 0.9)}) == set()
+
+
+def test_who_stands_by_for_a_margin_takes_nothing_of_what_comes():
+    """
+    Two a second come, two more may; those another model is to answer. One replica is too little for
+    what comes, and nothing goes before what replaces it is there.
+    """
+    of = {"demand": {"m": 4.0}, "likely": {"m": 2.0}, "carried": {"m": 2.0}}
+    wanted = required(1, demand_now={"m": 2.0}, **of)
+    assert pools_to_keep(ALIKE, wanted, {"a": there(2, 0.7)}) == {"a", "b"}
+    swapped = required(0, 2, demand_now={"m": 2.0}, **of)
+    assert pools_to_keep(ALIKE, swapped, {"a": there(2), "b": there(1)}) == {"a", "b"}
+    assert pools_to_keep(ALIKE, swapped, {"a": there(2), "b": there(2)}) == set()
+
+
+def test_what_was_kept_before_margins_were_apart_is_read():
+    saved = asdict(required(2))
+    del saved["likely"]
+    assert Requirement.restored(saved) == required(2)
 
 
 @pytest.mark.parametrize("load", [None, math.nan, math.inf, -1.0])

@@ -29,9 +29,10 @@ class Requirement:
     work_s: dict[str, float]  # of a mean request, corrected by prices
     rate: dict[str, float]  # requests/s that it is to carry when a replica started now is ready
     lead_s: dict[str, float]  # until then
-    # By model, requests/s: what would prefer it if capacity were unconstrained, then and at
-    # present, and what its pools are to carry of all requests then.
+    # By model, requests/s: what would prefer it if capacity were unconstrained, then, of that
+    # without the margin, and at present; and what its pools are to carry of all requests then.
     demand: dict[str, float] = field(default_factory=dict)
+    likely: dict[str, float] = field(default_factory=dict)
     demand_now: dict[str, float] = field(default_factory=dict)
     carried: dict[str, float] = field(default_factory=dict)
     fixed: dict[str, float] = field(default_factory=dict)  # of the demand, for no other model
@@ -39,9 +40,10 @@ class Requirement:
 
     @classmethod
     def restored(cls, saved: Mapping[str, Any]) -> Requirement:
-        """From JSON, also as written before demand had its name."""
+        """From JSON, also as written before demand had its name, or a margin was apart."""
         before = {"wished": "demand", "now": "demand_now"}
-        return cls(**{before.get(name, name): value for name, value in saved.items()})
+        found = {before.get(name, name): value for name, value in saved.items()}
+        return cls(**{"likely": found.get("demand", {}), **found})
 
 
 def requirement_of(replicas: Mapping[str, int], lead_s: Mapping[str, float]) -> Requirement:
@@ -78,9 +80,10 @@ def pools_to_keep(
         ready = {n: pools[n].ready if n in pools else 0 for n in names}
         stay = {n: min(ready[n], required.replicas[n]) for n in names}
         carries = sum(stay[n] * required.load_max[n] / required.work_s[n] for n in names)
-        demand, carried = required.demand.get(model, 0.0), required.carried.get(model, 0.0)
-        # Of what it carries now, others may be going to take a part.
-        own = min(1.0, carried / demand) if demand else 0.0
+        # Of what it carries now, others may be going to take a part. That they stand by for the
+        # margin takes nothing from it.
+        likely, carried = required.likely.get(model, 0.0), required.carried.get(model, 0.0)
+        own = min(1.0, carried / likely) if likely else 0.0
         carries_now = sum(
             _load(pools.get(n)) * required.load_max[n] * ready[n] / required.work_s[n]
             for n in names
@@ -114,8 +117,8 @@ def capacity_shortfall(
 
 
 def _share_now(required: Requirement) -> float:
-    """What is asked for now, of what is expected."""
-    expected = sum(required.demand.values())
+    """What is asked for now, of what is likely."""
+    expected = sum(required.likely.values())
     return min(1.0, sum(required.demand_now.values()) / expected) if expected else 0.0
 
 

@@ -283,6 +283,7 @@ class Sizing:
         taken = mix.shares[of] * load.rate  # (asks, pools), requests/s
         each = taken.sum(axis=0)
         expected = load.rate.max(axis=1, initial=0.0)
+        likely = load.likely.max(axis=1, initial=0.0)
         work_s = {}
         for k, name in enumerate(self._names):
             carried_s = float(taken[:, k] @ load.work_s[:, k])
@@ -294,6 +295,7 @@ class Sizing:
             rate=dict(zip(self._names, each.tolist(), strict=True)),
             lead_s=dict(self.lead_s),
             demand=by_model(load.keys, expected.tolist()),
+            likely=by_model(load.keys, likely.tolist()),
             fixed=by_model(
                 load.keys,
                 [one if key.fixed else 0.0 for key, one in zip(load.keys, expected, strict=True)],
