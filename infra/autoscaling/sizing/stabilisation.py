@@ -3,7 +3,8 @@
     needed now ──────────▶ more: at once, but no more than three times as many a minute;
                            if what there is would do, too: only what every plan of 3 minutes wanted
     needed in 3 minutes ─▶ fewer: only what no plan of that time needed …
-    load, ready ─────────▶ … and only if those that are *ready* then carry what is carried now
+    load, ready ─────────▶ … and only if those that are *ready* then carry what is carried now,
+                           in every plan of a minute
     nothing remembered ──▶ for ten minutes not fewer than were found
 
 If n of N replicas go, the load of the others rises by N / (N − n): whoever ignores that goes from
@@ -35,6 +36,9 @@ class StabilisationOptions:
     down_s: float = 180.0
     # Of a planner that remembers nothing: then forecasts over a start's time have a few errors.
     fresh_s: float = 600.0
+    # Of mixes that cost nearly the same the best may be another one for a moment: who was not to go
+    # yet in any plan of this time does not go by a single one.
+    keep_s: float = 60.0
     grow_s: float = 60.0
     grow_factor: float = 3.0  # in `grow_s`; a flood of ×5 is met in two minutes, as machines start
     grow_least: int = 4  # replicas in `grow_s`, however few there are
@@ -60,6 +64,7 @@ class StabilisationWindow:
         remembered = remembered or {}
         self._needed = _restored(remembered.get("needed", ()))
         self._planned = _restored(remembered.get("planned", ()))
+        self._kept = _restored(remembered.get("kept", ()))
         self._found = _restored(remembered.get("found", ()))  # by whom remembered nothing
 
     def settle(
@@ -75,7 +80,8 @@ class StabilisationWindow:
         """What is to be had: not fewer than any plan of the last minutes needed, as far as it may.
 
         All keys are pools; `needed` is within the limits and the GPUs. Those to `keep` don't
-        shrink. If not `at_once`, they grow by what all plans of the last minutes needed.
+        shrink for a minute. If not `at_once`, they grow by what all plans of the last minutes
+        needed.
         """
         if not self._needed:
             self._found.append((at_s, dict(now)))
@@ -83,11 +89,13 @@ class StabilisationWindow:
         while self._found and self._found[0][0] <= at_s - self._options.fresh_s:
             self._found.popleft()
         self._remember(self._needed, at_s, needed, self._options.down_s)
+        self._remember(self._kept, at_s, {pool: now[pool] for pool in keep}, self._options.keep_s)
         wanted = {}
         for pool in limits:
             recent = [one.get(pool, 0) for _, one in self._needed]
             found = [one.get(pool, 0) for _, one in self._found]
-            most = max([*recent, *found, now[pool] if pool in keep else 0])
+            kept = [one.get(pool, 0) for _, one in self._kept]
+            most = max([*recent, *found, *kept])
             more = needed[pool] if at_once else min(needed[pool], max(now[pool], min(recent)))
             wanted[pool] = min(max(more, min(now[pool], most)), self._growth(pool, now[pool]))
         return within(wanted, needed, limits, gpus)
@@ -105,6 +113,7 @@ class StabilisationWindow:
         return {
             "needed": [[at_s, dict(one)] for at_s, one in self._needed],
             "planned": [[at_s, dict(one)] for at_s, one in self._planned],
+            "kept": [[at_s, dict(one)] for at_s, one in self._kept],
             "found": [[at_s, dict(one)] for at_s, one in self._found],
         }
 
