@@ -364,7 +364,7 @@ def test_who_prefers_a_model_has_the_prompts_it_is_better_at():
     assert capacity(plan, "large") >= 200.0
 
 
-def test_for_the_half_of_a_margin_that_seldom_comes_a_small_model_stands_by():
+def test_for_a_margin_that_seldom_comes_a_small_model_stands_by():
     """Twenty come, two minutes ago it was sixty: the large one is had for what is likely of that."""
     world = World(planner=planner(PlannerOptions(sizing=SizingOptions(value_usd=0.002))))
     for k in range(180):

@@ -82,10 +82,10 @@ class Expected:
 
     @property
     def likely(self) -> float:
-        """With half of the margin that much or less comes three times in four; but what is there
-        already is no margin.
+        """Without the margin: that much or more comes every other time. What is there already is no
+        margin.
         """
-        return max((self.mean + self.upper) / 2.0, self.least)
+        return max(self.mean, self.least)
 
 
 class Forecast:

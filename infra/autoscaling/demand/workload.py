@@ -64,7 +64,7 @@ class Workload:
 
     keys: list[AskKey]
     rate: Floats  # requests/s, with the margin
-    likely: Floats  # of them, without its upper half: what comes three times in four
+    likely: Floats  # of them, without the margin: what comes every other time
     rate_now: list[float]  # of each ask
     work_s: Floats  # of a request
     cv2: Floats  # squared variation of it, within the ask

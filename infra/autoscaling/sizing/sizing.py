@@ -48,9 +48,9 @@ WORK_LEAST = 1e-3  # replicas' worth: what is less drowns in the solver's tolera
 PREFERENCE_SHARE = 1e-3  # of a request's value: between equals the preferred model
 # Of all demand, that tells how much better a model is: all of it would say "without bound".
 SHARE_MAX = 0.8
-# How often the upper half of a margin comes, on average: from the 0.74 quantile to the 0.9 of a
-# normal distribution. So another model may answer it, where that is cheaper.
-CHANCE = 0.17
+# How often a margin comes, on average: from the median of a normal distribution to its 0.9
+# quantile. So another model may answer it, where that is cheaper.
+CHANCE = 0.27
 PARTS = 2  # of what wants a model
 FULL_ALIKE = 0.05  # a pool may be fuller or emptier by so much than it was thought to
 
