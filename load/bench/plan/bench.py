@@ -73,6 +73,7 @@ def quick() -> PlanBench:
         ),
         by_hand=(),
         inflated_s=60.0,
+        speed_s=300.0,
     )
 
 
