@@ -371,6 +371,7 @@ def test_for_a_margin_that_seldom_comes_a_small_model_stands_by():
         world.step(demand("small", 30.0), demand("large", 60.0 if k // 12 % 2 else 20.0))
     required = world.planner.as_dict()["sizing"]["needs"]
     assert 0.75 < required["carried"]["large"] / required["demand"]["large"] < 1.0
+    assert required["likely"]["large"] < required["carried"]["large"]
     assert required["unmet"] == pytest.approx(0.0, abs=1e-6)
 
 
