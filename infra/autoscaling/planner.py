@@ -61,7 +61,7 @@ class PlannerOptions:
 
     # Telemetry comes each second. By what is older than this nothing is taken away: prices can't
     # move requests meanwhile, which a smaller fleet counts on.
-    fresh_s: float = 10.0
+    late_s: float = 10.0
     stale_s: float = 30.0  # what is older than this describes another time: nothing changes
     ready_s_max: float = 600.0  # see `AutoscalingOptions`
     without_s: float = 1800.0  # then a place where nothing started is tried again
@@ -142,7 +142,7 @@ class Planner:
         there = {name: min(now[name], limits[name].most) for name in now}
         at_once = self.at_once(required, there)
         keep = set(self._pools)
-        if observed.telemetry_age_s <= self._options.fresh_s:
+        if observed.telemetry_age_s <= self._options.late_s:
             keep = pools_to_keep(self._pools, required, observed.pools)
         settled = self._window.settle(at_s, now, required.replicas, limits, gpus, keep, at_once)
         self._window.planned(at_s, settled)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +44,6 @@ class Asked:
     refused: Numbers = field(default_factory=lambda: np.zeros(0, np.intp))
     by_rules: Sequence[tuple[str, ...]] = ()
     met: Sequence[tuple[str, ...]] = ()  # the rules that each of all these meets, in their order
-
-
-class Asks(Protocol):
-    """What makes them."""
-
-    def asked(self, numbers: Numbers, live: Live, now_ms: int) -> Asked:
-        """Requests of these numbers, to be decided at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
